@@ -1,0 +1,264 @@
+"""Checkpoint layouts: every published or saved form of these weights, one table and one loader for all of them.
+
+A layout says how a file is recognised, how its keys become ours, which of its keys are knowingly left behind, and
+which parts of the model it must fill. Everything is read with `torch.load(weights_only=True)`, so no file runs code.
+"""
+
+import argparse
+import io
+import re
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from utils import InputError, atomic_file, logger, on_rank0
+
+MEDCLIP_URL = "https://storage.googleapis.com/pytrial/"
+MEDCLIP_ZIPS = {"medclip_vit": "medclip-vit-pretrained.zip", "medclip_resnet": "medclip-pretrained.zip"}
+WEIGHTS = "pytorch_model.bin"
+
+MEDCLIP_RENAMES = (
+    (r"^vision_model\.model\.fc\.", "image_projection."),
+    (r"^vision_model\.projection_head\.", "image_projection."),
+    (r"^vision_model\.model\.", "image_encoder."),
+    (r"^text_model\.projection_head\.", "text_projection."),
+    (r"^text_model\.model\.", "text_encoder."),
+)
+SLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+
+@dataclass(frozen=True)
+class Layout:
+    name: str
+    marker: str  # a key that starts so tells the layout
+    renames: tuple[tuple[str, str], ...]  # (pattern, replacement), the first that matches is applied
+    fills: tuple[str, ...]  # parts of the model that must come from the file
+    ignores: tuple[str, ...] = ()  # prefixes of keys that are known and not used
+
+
+LAYOUTS = (  # the first whose marker is found is taken
+    Layout("MedSLIP", "image_encoder.", (), ("image_encoder", "image_projection")),
+    Layout(
+        "first MedSLIP code",
+        "MedCLIP_model.",
+        (
+            *((pattern.replace("^", r"^MedCLIP_model\."), new) for pattern, new in MEDCLIP_RENAMES),
+            (r"^image_mlp\.layer1\.", "ssl_head.0."),
+            (r"^image_mlp\.bn1\.", "ssl_head.1."),
+            (r"^image_mlp\.layer2\.", "ssl_head.3."),
+            (r"^image_mlp\.bn2\.", "ssl_head.4."),
+            (r"^image_mlp\.layer3\.", "ssl_head.6."),
+        ),
+        ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale"),
+        # The SLIP towers that it built and never used, and MedCLIP's scale: its loss took the outer logit_scale.
+        ("visual.", *SLIP_TEXT, "image_projection", "MedCLIP_model.logit_scale"),
+    ),
+    Layout(
+        "MedCLIP",
+        "vision_model.",
+        MEDCLIP_RENAMES,
+        ("image_encoder", "image_projection", "text_encoder", "text_projection", "logit_scale"),
+    ),
+    Layout(
+        "SLIP",
+        "visual.",
+        ((r"^visual\.", "image_encoder."), (r"^image_projection$", "image_projection.weight")),
+        ("image_encoder",),
+        # Its text tower is another one, and its head takes the pooled feature, not the projected one.
+        (*SLIP_TEXT, "image_mlp.", "logit_scale"),
+    ),
+    Layout(
+        "bare vision encoder",
+        "model.",
+        (
+            (r"^model\.fc\.", "image_projection."),
+            (r"^projection_head\.", "image_projection."),
+            (r"^model\.", "image_encoder."),
+        ),
+        ("image_encoder", "image_projection"),
+    ),
+)
+
+CANONICAL = tuple(  # transformers renamed Swin's and BERT's modules over the years; either spelling is accepted
+    (re.compile(old), new)
+    for old, new in (
+        (r"\.attention\.self\.", ".attention."),
+        (r"\.attention\.query\.", ".attention.q_proj."),
+        (r"\.attention\.key\.", ".attention.k_proj."),
+        (r"\.attention\.value\.", ".attention.v_proj."),
+        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+        (r"\.relative_position_bias\.relative_position_bias_table$", ".relative_position_bias_table"),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"\.output\.dense\.", ".mlp.fc2."),
+        (r"\.gamma$", ".weight"),
+        (r"\.beta$", ".bias"),
+    )
+)
+# Integer buffers that some releases save and others compute, and the pooler that is left out.
+DROPPABLE = re.compile(r"(relative_position_index|position_ids|token_type_ids|num_batches_tracked)$|\.pooler\.dense\.")
+
+
+def canonical(key: str) -> str:
+    for pattern, new in CANONICAL:
+        key = pattern.sub(new, key)
+    return key
+
+
+def read(path: str | Path) -> dict:
+    """The contents of a checkpoint: a folder or zip with `pytorch_model.bin`, or a file that torch.save wrote.
+
+    Raises InputError if there is none, it is not weights, or it would run code.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    source = path
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch's own files are zip archives too; MedCLIP's archive holds such a file as a member.
+                members = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == WEIGHTS]
+                if members:
+                    source = io.BytesIO(archive.read(members[0]))  # in memory: no path of the archive is written
+        # The pickled argparse Namespace of SLIP's checkpoints is plain data; nothing else is let through.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            contents = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own kinds
+        unsafe = "Unsupported global" in str(error) or "weights_only" in str(error)
+        what = "holds something else than weights, which could run code" if unsafe else "is damaged or not a checkpoint"
+        raise InputError(f"{path}: {what}; it was not loaded. Give a state dict saved by torch.save") from None
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
+    return contents
+
+
+def own_arguments(contents: dict) -> dict | None:
+    """The `args` of a checkpoint that main.py wrote, else None."""
+    args = contents.get("args")
+    return args if isinstance(args, dict) and "model" in contents else None
+
+
+def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
+    """Find the layout, unwrap it and give its keys our names. Raises InputError if no layout fits."""
+    state = contents
+    for wrapper in ("model", "state_dict"):
+        if isinstance(contents.get(wrapper), dict):
+            state = contents[wrapper]
+            break
+    if not state or not all(isinstance(key, str) for key in state):
+        raise InputError(f"{path}: holds no weights by name")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    layout = next((one for one in LAYOUTS if any(key.startswith(one.marker) for key in state)), None)
+    if layout is None:
+        names = ", ".join(one.name for one in LAYOUTS)
+        raise InputError(f"{path}: keys such as '{next(iter(state))}' belong to no layout known here ({names})")
+    translated = {}
+    for key, value in state.items():
+        if key.startswith(layout.ignores):
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{path}: '{key}' is a {type(value).__name__}, not a tensor")
+        for pattern, new in layout.renames:
+            renamed = re.sub(pattern, new, key)
+            if renamed != key:
+                key = renamed
+                break
+        if layout.name == "SLIP" and key == "image_projection.weight":
+            value = value.T.contiguous()  # SLIP multiplies features @ projection
+        translated[key] = value
+    return layout, translated
+
+
+def some(keys) -> str:
+    keys = sorted(keys)
+    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+
+
+def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> None:
+    """Copy a checkpoint of any known layout into `model` (see models.MedSLIP).
+
+    A part of the model that the layout does not have stays as it is, and is named in the log. Any other missing,
+    unexpected or misshapen key raises InputError with the keys, before anything is copied.
+    """
+    args = own_arguments(contents)
+    if args and arch and args.get("arch") != arch:
+        raise InputError(f"{path}: a checkpoint of --arch {args.get('arch')}, but --arch {arch} was asked for")
+    layout, source = translate(contents, path)
+    own = model.state_dict()
+    parts = {key.split(".")[0] for key in own}
+    offered = {key.split(".")[0] for key in source}
+    lookup = {canonical(key): key for key in own}
+    matched, unexpected = {}, []
+    for key, value in source.items():
+        target = lookup.get(canonical(key))
+        if target is not None:
+            matched[target] = value
+        elif not DROPPABLE.search(key) and (key.split(".")[0] in parts or key.split(".")[0] not in PARTS):
+            unexpected.append(key)
+    needed = [key for key in own if key.split(".")[0] in offered | set(layout.fills)]
+    missing = [key for key in needed if key not in matched and not DROPPABLE.search(key)]
+    misshapen = [
+        f"{key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
+        for key, value in matched.items()
+        if value.shape != own[key].shape
+    ]
+    problems = [
+        f"{title} {some(keys)}"
+        for title, keys in (("missing:", missing), ("unexpected:", unexpected), ("misshapen:", misshapen))
+        if keys
+    ]
+    if problems:
+        asked = f"--arch {arch}" if arch else "this model"
+        raise InputError(
+            f"{path} ({layout.name} layout) does not fit {asked}, is it another one? {'; '.join(problems)}"
+        )
+    broken = [key for key, value in matched.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise InputError(f"{path}: not finite: {some(broken)}")
+    with torch.no_grad():
+        for key, value in matched.items():
+            own[key].copy_(value)
+    left = sorted(parts - {key.split(".")[0] for key in matched})
+    logger.info(
+        f"weights: {path} ({layout.name} layout)" + (f"; stay as initialised: {', '.join(left)}" if left else "")
+    )
+
+
+PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale")
+
+
+def download_medclip(arch: str) -> Path:
+    """MedCLIP's published zip in torch's hub cache, fetched once, by rank 0. Raises InputError if it cannot be had."""
+    if arch not in MEDCLIP_ZIPS:
+        raise InputError(f"--pretrained medclip has weights for {' and '.join(MEDCLIP_ZIPS)}, not for --arch {arch}")
+    return on_rank0(_download, MEDCLIP_URL + MEDCLIP_ZIPS[arch], Path(torch.hub.get_dir()) / "medclip")
+
+
+def _download(url: str, folder: Path) -> Path:
+    path = folder / url.rsplit("/", 1)[-1]
+    if path.exists():
+        return path
+    logger.info(f"downloading {url}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            with urllib.request.urlopen(url, timeout=60) as response, open(temporary, "wb") as file:
+                size, expected = 0, response.headers.get("Content-Length")
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    size += len(chunk)
+            if (expected and size != int(expected)) or not zipfile.is_zipfile(temporary):
+                raise OSError(f"{size} bytes came, of {expected or 'an unknown number'}, or they are no zip")
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InputError(
+            f"cannot download {url} ({reason}): fetch it elsewhere and put it at {path}, or give "
+            "its path to --pretrained"
+        ) from None
+    return path

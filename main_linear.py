@@ -1,0 +1,265 @@
+"""Probe a frozen image encoder with a linear classifier.
+
+python main_linear.py --dataset cbis_calc --root /data/CBIS-DDSM --pretrained runs/vit/checkpoint_best.pt
+python main_linear.py --dataset cbis_mass --root /data/CBIS-DDSM --arch medclip_vit --pretrained medclip
+torchrun --nproc_per_node=8 main_linear.py --dataset imagenet --arch vit_base_patch16_224 --pretrained slip_base.pt
+
+Features are extracted once; what is chosen is chosen on the training split; the test split is read once, at the end.
+"""
+
+import options
+
+if __name__ == "__main__":  # before the heavy imports, so that --help and a wrong flag answer at once
+    ARGS = options.parse(options.linear_parser())
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import augment
+import checkpoints
+import datasets
+import metrics
+import models
+import utils
+import views
+from utils import InputError, logger
+
+LOGISTIC_ROWS = 50_000  # above it the cross-validated grid takes hours
+GRID = np.logspace(-5, 3, 13)  # C, the inverse of the L2 penalty
+COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Malignant)", "Recall (Malignant)")
+
+
+def main(args) -> None:
+    device = utils.init_distributed(args.device, args.dist_backend, args.dist_url)
+    world = utils.world_size()
+    contents, path = read_pretrained(args)
+    entry = datasets.find_entry(args.catalog, args.dataset, args.root)
+    splits = {split: utils.on_rank0(load_split, args, entry, split) for split in ("train", "test")}
+    train, test = splits["train"], splits["test"]
+    if train.classes != test.classes:
+        raise InputError(f"{entry['path']}: the classes of train and test differ: {train.classes} and {test.classes}")
+    probe = args.probe or ("logistic" if len(train) <= LOGISTIC_ROWS else "sgd")
+    if args.probe is None and probe == "sgd":
+        logger.warning(f"{len(train):,} training rows: the probe is sgd; --probe logistic is exact but takes hours")
+    args.probe = probe
+
+    torch.manual_seed(args.seed)
+    model = models.create_model(
+        args.arch, None, "timm" if args.pretrained == "timm" else "none", image_size=args.image_size
+    )
+    if contents is not None:
+        checkpoints.load_weights(model, contents, path, args.arch)
+    elif args.pretrained == "none":
+        logger.info("weights: random")
+    model.requires_grad_(False).eval().to(device)
+    if args.compile:
+        model.image_encoder.compile()
+    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{args.arch}").expanduser().absolute()
+    if utils.rank() == 0:
+        utils.make_folder(out)
+
+    dtype = utils.amp_dtype(args.amp, device)
+    workers = views.default_workers(world) if args.workers is None else args.workers
+    features = {split: extract(model, data, args, device, dtype, workers) for split, data in splits.items()}
+    if utils.rank() != 0:
+        return
+    fit = {"logistic": fit_logistic, "sgd": fit_sgd}[probe]
+    predict, selected = fit(features["train"].numpy(), train, args)
+    report(args, out, train, test, features, predict(features["test"].numpy()), selected, device)
+
+
+def read_pretrained(args) -> tuple[dict | None, str | None]:
+    """Settle --arch, --pretrained and --normalize, from the checkpoint where it says -> its contents and path."""
+    contents = path = None
+    if args.pretrained not in (None, "none", "timm", "medclip"):
+        path = args.pretrained
+        contents = checkpoints.read(path)
+        saved = checkpoints.own_arguments(contents) or {}
+        args.arch = args.arch or saved.get("arch")
+        args.normalize = args.normalize or saved.get("normalize")
+    args.arch = args.arch or "medclip_vit"
+    args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
+    args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
+    if args.pretrained == "medclip":
+        path = checkpoints.download_medclip(args.arch)
+        contents = checkpoints.read(path)
+    return contents, path
+
+
+def load_split(args, entry: dict, split: str) -> datasets.Labelled:
+    """A split whose images can all be read, or with --skip-broken what is left of it."""
+    data = datasets.labelled_set(entry, split)
+    broken = views.unreadable(image for image in data.images if isinstance(image, str))
+    if broken and not args.skip_broken:
+        raise InputError(next(iter(broken.values())) + (f" ({len(broken)} such files)" if len(broken) > 1 else ""))
+    for reason in broken.values():
+        logger.warning(f"left out: {reason}")
+    data = data.without(set(broken)) if broken else data
+    counts = np.bincount(data.labels, minlength=len(data.classes))
+    named = ", ".join(f"{count} {name}" for name, count in zip(data.classes, counts, strict=True))
+    patients = f" of {len(set(data.patients))} patients" if data.patients else ""
+    logger.info(f"{split}: {len(data):,} images{patients}" + (f": {named}" if len(counts) <= 10 else ""))
+    if split == "train" and np.count_nonzero(counts) < 2:
+        raise InputError(f"{entry['path']}: the training split has fewer than two classes")
+    return data
+
+
+@torch.no_grad()
+def extract(model, data, args, device, dtype, workers) -> torch.Tensor:
+    """Features (N, D) float32 of all images, on the CPU; each rank encodes its share, every rank gets all."""
+    dataset = views.WholeImages(data.read, None, args.image_size, data.fit)
+    batches = views.rank_batches(len(data), args.batch_size, utils.rank(), utils.world_size())
+    mean, std = models.mean_std(args.normalize, args.arch)
+    projected = args.features == "projected"
+    rows = []
+    progress = utils.Progress(len(batches), args.print_freq, "features")
+    for batch in views.loader(dataset, batches, workers, device):
+        (pixels,) = augment.make_views(batch, mean, std, device)
+        with utils.autocast(device, dtype):
+            rows.append(model.encode_image(pixels, projected).float())
+        progress.step(len(pixels), dict)
+    progress.close()
+    width = models.EMBED_DIM if projected else model.image_projection.in_features
+    mine = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
+    features = utils.gather_rows(mine, len(data)).cpu()
+    if not features.isfinite().all():
+        raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
+    return features
+
+
+def fit_logistic(features: np.ndarray, data, args):
+    """Logistic regression on standardised features; C by the log loss of 5 folds within the training split.
+
+    Folds are stratified by class and keep a patient's images together. Returns (features -> probabilities), selected.
+    """
+    counts = np.bincount(data.labels)
+    folds = int(min(5, counts[counts > 0].min()))
+    if data.patients:
+        least = min(len({data.patients[i] for i in np.flatnonzero(data.labels == k)}) for k in np.unique(data.labels))
+        folds = min(folds, least)
+    if folds < 2:
+        raise InputError(f"--dataset {args.dataset}: a class has fewer than two training images or patients: no folds")
+    splitter = (StratifiedGroupKFold if data.patients else StratifiedKFold)(folds, shuffle=True, random_state=args.seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    search = GridSearchCV(
+        model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=list(splitter.split(features, data.labels, data.patients)),
+        n_jobs=len(os.sched_getaffinity(0)), error_score="raise",
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search.fit(features.astype(np.float64), data.labels)
+    chosen = float(search.best_params_["logisticregression__C"])
+    if chosen in (GRID[0], GRID[-1]):
+        logger.warning(f"C {chosen:g} is at the end of the grid")
+
+    def predict(rows):
+        probabilities = np.zeros((len(rows), len(data.classes)))
+        probabilities[:, search.classes_] = search.predict_proba(rows.astype(np.float64))
+        return probabilities
+
+    return predict, {"probe": "logistic", "C": chosen, "folds": folds, "cv_log_loss": -float(search.best_score_)}
+
+
+def fit_sgd(features: np.ndarray, data, args):
+    """SLIP's main_linear.py on the cached features: SGD with momentum, a cosine per epoch, no choice by test data.
+
+    The learning rate is --lr times batch size / 256, whatever the number of devices.
+    """
+    defaults = {"epochs": 90, "lr": 0.1, "momentum": 0.9, "wd": 0.0}
+    epochs, lr, momentum, decay = (
+        value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
+    )
+    rows, labels = torch.from_numpy(features), torch.from_numpy(data.labels).long()
+    classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
+    torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
+    torch.nn.init.zeros_(classifier.bias)
+    peak = lr * args.batch_size / 256
+    optimizer = torch.optim.SGD(classifier.parameters(), peak, momentum=momentum, weight_decay=decay)
+    order = torch.Generator().manual_seed(args.seed)
+    for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        for batch in torch.randperm(len(rows), generator=order).split(args.batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(rows[batch]), labels[batch]).backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def predict(rows):
+        return F.softmax(classifier(torch.from_numpy(rows)).double(), dim=1).numpy()
+
+    return predict, {"probe": "sgd", "epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+
+
+def report(args, out, train, test, features, probabilities, selected, device) -> None:
+    """Write results.json, predictions.csv, features.pt and the plots; print the Markdown row."""
+    from tools.plots import plot_confusion, plot_roc
+
+    scores = metrics.classification_report(test.labels, probabilities, test.classes)
+    name = (
+        args.name
+        or f"{args.arch} ({Path(args.pretrained).name if os.path.exists(args.pretrained) else args.pretrained})"
+    )
+    results = {
+        "dataset": args.dataset,
+        "encoder": {"arch": args.arch, "pretrained": args.pretrained, "features": args.features, "name": name},
+        "n_train": len(train),
+        "n_test": len(test),
+        "classes": test.classes,
+        **scores,
+        "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
+        "selected": selected,
+        "run": utils.provenance(vars(args), device),
+    }
+    table = pd.DataFrame(
+        {
+            "id": test.ids,
+            "patient": test.patients or "",
+            "label": [test.classes[k] for k in test.labels],
+            "predicted": [test.classes[k] for k in probabilities.argmax(axis=1)],
+            **{f"p_{one}": probabilities[:, k] for k, one in enumerate(test.classes)},
+        }
+    )
+    utils.write_text(out / "predictions.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.17g"))
+    saved = {split: {"features": features[split], "labels": torch.from_numpy(data.labels), "ids": data.ids}
+             for split, data in (("train", train), ("test", test))}  # fmt: skip
+    utils.save_checkpoint({**saved, "classes": test.classes}, out / "features.pt")
+    title = f"{args.dataset}: {name}"
+    plot_roc(out / "roc.png", test.labels, probabilities, test.classes, title)
+    plot_confusion(out / "confusion.png", test.labels, probabilities.argmax(axis=1), test.classes, title)
+    utils.write_json(out / "results.json", results)
+    print_row(name, scores, results["ci95"])
+    logger.info(f"results, predictions and plots: {out}")
+
+
+def print_row(name: str, scores: dict, intervals: dict) -> None:
+    """The published table's columns, in percent; a set without the class MALIGNANT has N/A in its two."""
+
+    def percent(value):
+        return "N/A" if value is None else f"{100 * value:.2f}"
+
+    macro, malignant = scores["macro"], scores["per_class"].get("MALIGNANT", {"precision": None, "recall": None})
+    values = [macro[key] for key in ("auroc", "f1", "precision", "recall")]
+    values += [malignant["precision"], malignant["recall"]]
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("| --- |" + " ---: |" * len(values))
+    print(f"| {name} | " + " | ".join(percent(value) for value in values) + " |", flush=True)
+    if intervals["auroc"]:
+        low, high = intervals["auroc"]
+        logger.info(f"AUROC 95% interval {percent(low)} to {percent(high)} (bootstrap over the test split's patients)")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    utils.run_script(main, ARGS)

@@ -1,0 +1,240 @@
+"""Image and text towers, their projections and the SimCLR head: one composition for every size.
+
+MedCLIP (Wang et al., EMNLP 2022; RyanWangZf/MedCLIP) projects a Swin-T or ResNet-50 and Bio_ClinicalBERT to 512
+dimensions. MedSLIP adds SLIP's SimCLR head (Mu et al., ECCV 2022; Chen et al., ICML 2020) on the projected image.
+"""
+
+import math
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, SwinModel
+from transformers import logging as transformers_logging
+
+import checkpoints
+from options import BIO_CLINICAL_BERT
+from utils import InputError
+
+EMBED_DIM = 512
+MEAN_STD = {  # name: (mean, std) of each channel, for pixels from 0 to 1
+    "medclip": ((0.5862785803043838,) * 3, (0.27950088968644304,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+TIMM_NAMES = {  # what a name of MedCLIP's or SLIP's is in timm, and with which arguments
+    "medclip_resnet": ("resnet50", {}),
+    "vit_small_mocov3_patch16_224": ("vit_small_patch16_224", {"num_heads": 12}),
+}
+BERT_CONFIGS = {  # built in: no network is needed for the architecture
+    BIO_CLINICAL_BERT: BertConfig(vocab_size=28996),
+    "tiny": BertConfig(
+        vocab_size=4096, hidden_size=256, num_hidden_layers=3, num_attention_heads=4, intermediate_size=1024
+    ),
+}
+
+transformers_logging.set_verbosity_error()
+
+
+class PooledSwin(SwinModel):
+    """Swin-T as microsoft/swin-tiny-patch4-window7-224: (B, 3, H, W) -> (B, 768), the mean over the last stage."""
+
+    def forward(self, pixels):
+        return super().forward(pixels).pooler_output
+
+
+def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) -> tuple[nn.Module, int]:
+    """An encoder (B, 3, H, W) -> (B, width) and its width; `pretrained` takes the weights that timm publishes.
+
+    Raises InputError for an unknown name, or if weights cannot be had.
+    """
+    if arch == "medclip_vit":
+        if pretrained:
+            raise InputError("--pretrained timm has no weights for medclip_vit: use medclip, none or a file")
+        config = SwinConfig(image_size=image_size)
+        return PooledSwin(config), config.hidden_size
+    name, arguments = TIMM_NAMES.get(arch, (arch, {}))
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:4]
+        hint = f"; timm has {', '.join(close)}" if close else ""
+        raise InputError(f"--arch {arch}: neither medclip_vit, medclip_resnet nor a timm name{hint}")
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size and config.input_size[-1] != image_size:
+        arguments = {**arguments, "img_size": image_size}
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    except Exception as error:  # timm and the hub raise a dozen kinds: no weights, offline, bad size
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--arch {arch}{' --pretrained timm' if pretrained else ''}: {first_line}") from None
+    return encoder, getattr(encoder, "head_hidden_size", encoder.num_features)
+
+
+def text_encoder(text_model: str, vocab_size: int | None = None, pretrained: bool = False) -> nn.Module:
+    """A Hugging Face encoder without pooler. `text_model`: a name, a folder, a `vocab.txt`, or "tiny".
+
+    `vocab_size` replaces the built-in configuration's. Raises InputError if the architecture or the weights cannot
+    be had.
+    """
+    path = Path(text_model)
+    vocabulary_only = path.suffix == ".txt" or (path.is_dir() and not (path / "config.json").exists())
+    name = BIO_CLINICAL_BERT if vocabulary_only else text_model
+    if pretrained and name != "tiny" and not vocabulary_only:
+        try:
+            return AutoModel.from_pretrained(text_model, add_pooling_layer=False, dtype=torch.float32)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"--text-model {text_model}: no weights: {str(error).splitlines()[0]}") from None
+    if name in BERT_CONFIGS:
+        config = BertConfig.from_dict(BERT_CONFIGS[name].to_dict())
+        if name == "tiny" and vocab_size is not None:
+            config.vocab_size = vocab_size
+    else:
+        try:
+            config = AutoConfig.from_pretrained(text_model)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--text-model {text_model}: no such folder, and no configuration of that name on the Hugging Face hub "
+                f"({str(error).splitlines()[0]})"
+            ) from None
+    if vocab_size is not None and vocab_size > config.vocab_size:
+        raise InputError(
+            f"--text-model {text_model}: its vocabulary has {vocab_size} entries, the model {config.vocab_size}"
+        )
+    try:
+        return AutoModel.from_config(config, add_pooling_layer=False)
+    except TypeError:  # not every architecture has a pooler to leave out
+        return AutoModel.from_config(config)
+
+
+def projection_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
+    """SimCLR's three-layer projection head as SLIP has it: (B, in_dim) -> (B, out_dim)."""
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, out_dim),
+    )
+
+
+class MedSLIP(nn.Module):
+    """Two towers, projections without bias to 512, a SimCLR head on the projected image, and a logit scale.
+
+    `text` is a text encoder or None; `ssl_dims` is (hidden, out) of the SimCLR head or None.
+    """
+
+    def __init__(self, image: nn.Module, width: int, text: nn.Module | None, ssl_dims, text_pooling: str = "masked"):
+        super().__init__()
+        self.text_pooling = text_pooling
+        self.locked = []
+        self.image_encoder = image
+        self.image_projection = nn.Linear(width, EMBED_DIM, bias=False)
+        if text is not None:
+            self.text_encoder = text
+            self.text_projection = nn.Linear(text.config.hidden_size, EMBED_DIM, bias=False)
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if ssl_dims is not None:
+            self.ssl_head = projection_head(EMBED_DIM, *ssl_dims)
+
+    def encode_image(self, pixels: torch.Tensor, projected: bool = True) -> torch.Tensor:
+        """(B, 1 or 3, H, W) float, normalised -> (B, 512), or (B, width) pooled; not L2-normalised."""
+        if pixels.shape[1] == 1:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        features = self.image_encoder(pixels)
+        return self.image_projection(features) if projected else features
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, T) int64 token ids and their mask -> (B, 512), not L2-normalised.
+
+        The mean of hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then the mean over the real tokens;
+        with text_pooling "padded" over all T positions, as MedCLIP does it.
+        """
+        states = self.text_encoder(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+        ).hidden_states
+        tokens = (states[1] + states[2] + states[-1]) / 3
+        if self.text_pooling == "padded":
+            return self.text_projection(tokens.mean(dim=1))
+        mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
+        return self.text_projection((tokens * mask).sum(dim=1) / mask.sum(dim=1))
+
+    def forward(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None) -> dict:
+        """Embeddings of what is given: `image_embed`, `text_embed`, `logit_scale` (exp); `aug1_embed`, `aug2_embed`.
+
+        Each view goes through the encoder and the head on its own, so that batch norms see one view at a time.
+        """
+        outputs = {}
+        if image is not None:
+            outputs["image_embed"] = self.encode_image(image)
+            outputs["text_embed"] = self.encode_text(input_ids, attention_mask)
+            outputs["logit_scale"] = self.logit_scale.exp()
+        if aug1 is not None:
+            outputs["aug1_embed"] = self.ssl_head(self.encode_image(aug1))
+            outputs["aug2_embed"] = self.ssl_head(self.encode_image(aug2))
+        return outputs
+
+    def lock(self, *towers: str) -> None:
+        """Freeze "image_encoder" or "text_encoder": no gradient, and norms and dropout stay in eval mode."""
+        for name in towers:
+            getattr(self, name).requires_grad_(False).eval()
+        self.locked = list(towers)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for name in self.locked:
+            getattr(self, name).eval()
+        return self
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass."""
+        for encoder in (self.image_encoder, getattr(self, "text_encoder", None)):
+            if hasattr(encoder, "set_grad_checkpointing"):  # timm
+                encoder.set_grad_checkpointing(True)
+            elif encoder is not None:
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def create_model(
+    arch: str = "medclip_vit",
+    objective: str | None = "slip",
+    pretrained: str = "none",
+    text_model: str | None = None,
+    text_pooling: str = "masked",
+    vocab_size: int | None = None,
+    ssl_mlp_dim: int = 4096,
+    ssl_emb_dim: int = 256,
+    image_size: int = 224,
+) -> MedSLIP:
+    """Build the towers that `objective` needs ("slip", "clip", "simclr", or None for the image tower alone).
+
+    `pretrained` is "none", "medclip", "timm" (the published weights of timm and, for text, of Hugging Face), or a
+    file or folder in any layout of checkpoints.py. `text_model` defaults to Bio_ClinicalBERT. Raises InputError.
+    """
+    published = pretrained == "timm"
+    image, width = image_encoder(arch, published, image_size)
+    text = None
+    if objective in ("slip", "clip"):
+        text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, published)
+    ssl_dims = (ssl_mlp_dim, ssl_emb_dim) if objective in ("slip", "simclr") else None
+    model = MedSLIP(image, width, text, ssl_dims, text_pooling)
+    if pretrained not in ("none", "timm"):
+        path = checkpoints.download_medclip(arch) if pretrained == "medclip" else pretrained
+        checkpoints.load_weights(model, checkpoints.read(path), path, arch)
+    return model
+
+
+def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Pixel mean and std for "medclip", "imagenet" or "timm" (what timm says of `arch`)."""
+    if normalize != "timm":
+        return MEAN_STD[normalize]
+    if arch == "medclip_vit":
+        raise InputError("--normalize timm: medclip_vit is not a timm encoder")
+    config = timm.get_pretrained_cfg(TIMM_NAMES.get(arch, (arch, {}))[0])
+    return config.mean, config.std
+
+
+def default_normalize(arch: str, pretrained: str) -> str:
+    if arch.startswith("medclip_"):
+        return "medclip"
+    return "timm" if pretrained == "timm" else "imagenet"

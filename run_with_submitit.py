@@ -1,0 +1,99 @@
+"""Send main.py to a Slurm cluster, or run it here in the same way with --cluster local or debug.
+
+python run_with_submitit.py --partition gpu --ngpus 8 --root /data/roco --pretrained medclip
+"""
+
+import options
+
+if __name__ == "__main__":  # before the heavy imports, so that --help and a wrong flag answer at once
+    ARGS = options.parse(options.add_slurm(options.train_parser()))
+
+import copy
+import importlib
+import sys
+from pathlib import Path
+
+import submitit
+
+from utils import InputError
+
+
+class Job:
+    """One task of the job: joins the process group that Slurm's variables describe, and calls the script's main.
+
+    It holds nothing but the arguments, so the first submission and a requeued one are the same: the script goes on
+    with the checkpoint in its output folder.
+    """
+
+    def __init__(self, script: str, args):
+        self.script, self.args = script, args
+
+    def __call__(self):
+        folder = str(Path(__file__).resolve().parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        import utils
+
+        args = copy.copy(self.args)
+        job = submitit.JobEnvironment()
+        # The environment's own folder has %j filled in; SUBMITIT_FOLDER has not.
+        args.output_dir = str(args.output_dir or job.paths.folder).replace("%j", str(job.job_id))
+        utils.run_script(importlib.import_module(self.script).main, args)
+
+    def checkpoint(self):
+        """Called before a pre-emption or time limit: the same job again."""
+        return submitit.helpers.DelayedSubmission(Job(self.script, self.args))
+
+
+def visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def launch(script: str, args) -> None:
+    """Submit `script`'s main with `args`. Slurm: print the job's number. Local and debug: wait for the end.
+
+    Raises InputError if the cluster refuses the job, or a local one fails.
+    """
+    job_dir = Path(args.job_dir).expanduser().absolute()
+    here = args.cluster != "slurm"
+    args.ngpus = args.ngpus or ((visible_gpus() or 1) if here else 8)
+    try:
+        executor = submitit.AutoExecutor(
+            folder=job_dir, cluster=args.cluster, **({} if here else {"slurm_max_num_timeout": 30})
+        )
+        executor.update_parameters(
+            name=script, nodes=args.nodes, tasks_per_node=args.ngpus, timeout_min=args.timeout,
+            gpus_per_node=min(args.ngpus, visible_gpus()) if here else args.ngpus,
+            cpus_per_task=args.cpus_per_task, mem_gb=args.mem_gb or 40 * args.ngpus,
+        )  # fmt: skip
+        if not here:
+            flags = ("partition", "constraint", "account", "qos", "comment")
+            given = {f"slurm_{flag}": getattr(args, flag) for flag in flags if getattr(args, flag)}
+            executor.update_parameters(slurm_signal_delay_s=120, **given)
+        job = executor.submit(Job(script, args))
+    except (RuntimeError, OSError, ValueError, submitit.core.utils.FailedJobError) as error:
+        raise InputError(f"--cluster {args.cluster}: {' '.join(str(error).split())}") from None
+    print(f"job {job.job_id}: {job.paths.folder}", flush=True)
+    if not here:
+        return
+    try:
+        job.results()
+    except (Exception, SystemExit):
+        last = (job.stderr() or "no output").strip().splitlines()[-1]
+        raise InputError(f"job {job.job_id} failed: {last} (all of it: {job.paths.stderr})") from None
+    print(job.stdout() or "", end="")
+
+
+def run(script: str, args) -> None:
+    try:
+        launch(script, args)
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run("main", ARGS)

@@ -1,0 +1,12 @@
+"""Send main_linear.py to a Slurm cluster; see run_with_submitit.py.
+
+python run_with_submitit_linear.py --arch vit_base_patch16_224 --dataset imagenet --pretrained /path/to/checkpoint.pt
+"""
+
+import options
+
+if __name__ == "__main__":
+    ARGS = options.parse(options.add_slurm(options.linear_parser()))
+    from run_with_submitit import run
+
+    run("main_linear", ARGS)

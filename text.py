@@ -1,0 +1,96 @@
+"""Tokenizers, and captions tokenised once into packed arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+
+from options import BIO_CLINICAL_BERT
+from utils import InputError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def train_bpe(captions, vocab_size: int = 4096) -> str:
+    """Train a byte-level BPE on captions; returns the tokenizer as JSON. The same captions give the same tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((caption.lower() for caption in captions), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer.to_str()
+
+
+def from_json(serialised: str):
+    """The tokenizer that `train_bpe` returned. Raises InputError if the text is something else."""
+    try:
+        tokenizer = Tokenizer.from_str(serialised)
+    except Exception as error:
+        raise InputError(f"the checkpoint's tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def load_tokenizer(text_model: str):
+    """The tokenizer of a Hugging Face name, a folder, or a `vocab.txt`.
+
+    A bare vocabulary is read lower-cased, as the hub's Bio_ClinicalBERT (and so MedCLIP) reads its own. Raises
+    InputError if there is none.
+    """
+    path = Path(text_model).expanduser()
+    vocabulary = path if path.suffix == ".txt" else path / "vocab.txt"
+    try:
+        if vocabulary.is_file() and not (path / "tokenizer_config.json").exists():
+            entries = vocabulary.read_text(encoding="utf-8").splitlines()
+            absent = [token for token in SPECIAL[:4] if token not in entries]
+            if absent:
+                raise InputError(f"{vocabulary}: not a BERT vocabulary, it lacks {', '.join(absent)}")
+            return BertTokenizerFast(vocab={token: number for number, token in enumerate(entries)})
+        return AutoTokenizer.from_pretrained(text_model)
+    except InputError:
+        raise
+    except Exception as error:
+        cure = "give --text-model a folder or a vocab.txt, or use --text-model tiny"
+        if text_model == BIO_CLINICAL_BERT:
+            cure = f"download {BIO_CLINICAL_BERT}'s vocab.txt elsewhere and pass its path as --text-model, or use tiny"
+        raise InputError(
+            f"--text-model {text_model}: its tokenizer is neither a local folder nor to be had from the Hugging Face "
+            f"hub ({str(error).splitlines()[0][:160]}): {cure}"
+        ) from None
+
+
+class Tokens:
+    """Token ids of N captions, each with its start and end token, as one int32 array and N + 1 offsets."""
+
+    def __init__(self, tokenizer, captions, context_length: int, pad_to: int | None = None, chunk: int = 8192):
+        """Captions are cut to `context_length` tokens. `pad_to` fixes the batch's width, None takes the longest."""
+        self.pad_id, self.pad_to = tokenizer.pad_token_id, pad_to
+        lengths, parts = [np.zeros(1, np.int64)], []
+        for start in range(0, len(captions), chunk):
+            texts = [captions[i] for i in range(start, min(start + chunk, len(captions)))]
+            ids = tokenizer(texts, truncation=True, max_length=context_length)["input_ids"]
+            lengths.append(np.array([len(one) for one in ids], np.int64))
+            parts.append(np.concatenate([np.asarray(one, np.int32) for one in ids]))
+        self.ids = np.concatenate(parts)
+        self.offsets = np.cumsum(np.concatenate(lengths))
+
+    def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> (B, T) int64 ids and attention mask, padded to the batch's longest caption or to `pad_to`."""
+        rows = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        width = self.pad_to or max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(rows), width), dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.from_numpy(row)
+            mask[number, : len(row)] = 1
+        return ids, mask

@@ -1,0 +1,63 @@
+"""Plots of a probe's predictions: ROC curves and a confusion matrix."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.metrics import ConfusionMatrixDisplay, auc, roc_curve
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's, told apart by all
+
+
+def label(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def plot_roc(path, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str) -> None:
+    """One-against-rest ROC curves, with their areas; for more than six classes their mean and the band they fill."""
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    grid, curves = np.linspace(0, 1, 201), []
+    for k, name in enumerate(classes):
+        if not 0 < (labels == k).sum() < len(labels):
+            continue
+        false, true, _ = roc_curve(labels == k, probabilities[:, k])
+        curves.append(np.interp(grid, false, true))
+        if len(classes) <= len(COLOURS):
+            text = f"{label(name)} ({auc(false, true):.3f}, n = {(labels == k).sum()})"
+            axes.plot(false, true, color=COLOURS[k], label=text)
+    if curves and len(classes) > len(COLOURS):
+        low, high = np.percentile(curves, (5, 95), axis=0)
+        axes.fill_between(grid, low, high, alpha=0.25, color=COLOURS[0], label="5% to 95% of the classes")
+        axes.plot(grid, np.mean(curves, axis=0), color=COLOURS[0], label=f"Mean of {len(curves)} classes")
+    axes.plot((0, 1), (0, 1), color="gray", linestyle=":", linewidth=1)
+    axes.set(xlabel="False positive rate", ylabel="True positive rate", title=title, xlim=(0, 1), ylim=(0, 1.01))
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_confusion(path, labels: np.ndarray, predicted: np.ndarray, classes: list[str], title: str) -> None:
+    """Test cases by actual and predicted class; the shade is the share of the actual class."""
+    size = max(4.8, 0.9 * min(len(classes), 20) + 2)
+    figure, axes = plt.subplots(figsize=(size, size * 0.85), layout="constrained")
+    numbers = range(len(classes))
+    matrix = np.zeros((len(classes), len(classes)), int)
+    np.add.at(matrix, (labels, predicted), 1)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    few = len(classes) <= 20
+    names = [label(name).replace(" ", "\n", 1) for name in classes] if few else None
+    display = ConfusionMatrixDisplay(share, display_labels=names if few else list(numbers))
+    display.plot(ax=axes, cmap="Blues", include_values=False, im_kw={"vmin": 0, "vmax": 1}, colorbar=True)
+    if few:
+        for row in numbers:
+            for column in numbers:
+                shade = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, matrix[row, column], ha="center", va="center", color=shade)
+    else:
+        axes.set(xticks=[], yticks=[])
+    axes.set(title=title, xlabel="Predicted", ylabel="Actual")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
