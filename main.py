@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the heavy imports, so that --help and a wro
 import contextlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def main(args) -> None:
     resume = args.resume or (str(latest) if latest.exists() else None)
     resumed = checkpoints.read(resume) if resume else None
     check_same_run(args, resumed, resume)
-    args.arch = args.arch or "medclip_vit"
+    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
     args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
     args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
 
@@ -278,6 +277,7 @@ def check_same_run(args, resumed: dict | None, path) -> None:
         raise InputError(f"{path}: not a checkpoint of main.py: give weights as --pretrained, not --resume")
     args.arch = args.arch or saved["arch"]
     args.normalize = args.normalize or saved["normalize"]
+    args.image_size = args.image_size or saved["image_size"]
     for name in ("arch", "objective", "text_model", "ssl_mlp_dim", "ssl_emb_dim", "image_size"):
         if getattr(args, name) != saved[name]:
             flag = "--" + name.replace("_", "-")
@@ -419,5 +419,4 @@ def plain(args) -> dict:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     utils.run_script(main, ARGS)

@@ -89,7 +89,8 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
         saved = checkpoints.own_arguments(contents) or {}
         args.arch = args.arch or saved.get("arch")
         args.normalize = args.normalize or saved.get("normalize")
-    args.arch = args.arch or "medclip_vit"
+        args.image_size = args.image_size or saved.get("image_size")
+    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
     args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
     args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
     if args.pretrained == "medclip":
@@ -153,8 +154,9 @@ def fit_logistic(features: np.ndarray, data, args):
         raise InputError(f"--dataset {args.dataset}: a class has fewer than two training images or patients: no folds")
     splitter = (StratifiedGroupKFold if data.patients else StratifiedKFold)(folds, shuffle=True, random_state=args.seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    cv = list(splitter.split(features, data.labels, data.patients))
     search = GridSearchCV(
-        model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=list(splitter.split(features, data.labels, data.patients)),
+        model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
         n_jobs=len(os.sched_getaffinity(0)), error_score="raise",
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -261,5 +263,4 @@ def print_row(name: str, scores: dict, intervals: dict) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     utils.run_script(main, ARGS)

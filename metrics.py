@@ -92,7 +92,7 @@ def weighted_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
 def retrieval(image_embed: torch.Tensor, text_embed: torch.Tensor, ks=(1, 5, 10), block: int = 1024) -> dict:
     """Recall at k in percent, image to text and text to image, for N pairs (N, D), L2-normalised; row i matches row i.
 
-    A tie is counted at the middle of the tied places, so that a collapsed model is at chance and not at 100%.
+    A tie is counted at the middle of the tied places, so that a model with one embedding for all is not perfect.
     """
     result = {}
     for name, queries, gallery in (("i2t", image_embed, text_embed), ("t2i", text_embed, image_embed)):

@@ -51,6 +51,10 @@ def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) ->
     if arch == "medclip_vit":
         if pretrained:
             raise InputError("--pretrained timm has no weights for medclip_vit: use medclip, none or a file")
+        if image_size < 224:
+            raise InputError(
+                f"--image-size {image_size}: medclip_vit's last stage has a window of 7 patches: 224 or more"
+            )
         config = SwinConfig(image_size=image_size)
         return PooledSwin(config), config.hidden_size
     name, arguments = TIMM_NAMES.get(arch, (arch, {}))
@@ -191,8 +195,9 @@ class MedSLIP(nn.Module):
         for encoder in (self.image_encoder, getattr(self, "text_encoder", None)):
             if hasattr(encoder, "set_grad_checkpointing"):  # timm
                 encoder.set_grad_checkpointing(True)
-            elif encoder is not None:
-                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            elif encoder is not None:  # transformers, which is renaming it
+                enable = getattr(encoder, "activation_checkpointing_enable", encoder.gradient_checkpointing_enable)
+                enable({"use_reentrant": False})
 
 
 def create_model(

@@ -1,8 +1,14 @@
 """Every command-line argument of the four scripts; imports no torch, so that --help and a wrong flag answer at once."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# OpenMP and tokenizers read these when they are loaded. Threads that spin while they wait take the cores from the
+# loader's workers: on two busy cores a step was measured to take 50 times longer.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SLIP_MODELS = {  # facebookresearch/SLIP's --model names, method_size
     "VITS16": "vit_small_mocov3_patch16_224",
@@ -57,7 +63,9 @@ def add_data(parser, dataset):
     group.add_argument(
         "--root", default=None, metavar="FOLDER", help="where the data lies, instead of the catalog's path"
     )
-    group.add_argument("--image-size", type=positive, default=224, metavar="PIXELS")
+    group.add_argument(
+        "--image-size", type=positive, default=None, metavar="PIXELS", help="default: the checkpoint's, or 224"
+    )
     group.add_argument(
         "--skip-broken",
         action="store_true",
@@ -248,7 +256,7 @@ def parse(parser, argv=None):
         args.objective, args.arch = method.lower(), SLIP_MODELS[size]
     if getattr(args, "objective", "") is None:
         args.objective = "slip"
-    if args.image_size < 32:
+    if (args.image_size or 224) < 32:
         parser.error("--image-size: 32 pixels or more")
     if hasattr(args, "betas"):
         args.betas = tuple(args.betas)

@@ -8,11 +8,13 @@ import options
 if __name__ == "__main__":  # before the heavy imports, so that --help and a wrong flag answer at once
     ARGS = options.parse(options.add_slurm(options.train_parser()))
 
+import contextlib
 import copy
 import importlib
 import sys
 from pathlib import Path
 
+import cloudpickle
 import submitit
 
 from utils import InputError
@@ -33,13 +35,14 @@ class Job:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        module = importlib.import_module(self.script)  # options first, which sets what OpenMP reads
         import utils
 
         args = copy.copy(self.args)
         job = submitit.JobEnvironment()
         # The environment's own folder has %j filled in; SUBMITIT_FOLDER has not.
         args.output_dir = str(args.output_dir or job.paths.folder).replace("%j", str(job.job_id))
-        utils.run_script(importlib.import_module(self.script).main, args)
+        utils.run_script(module.main, args)
 
     def checkpoint(self):
         """Called before a pre-emption or time limit: the same job again."""
@@ -60,6 +63,8 @@ def launch(script: str, args) -> None:
     job_dir = Path(args.job_dir).expanduser().absolute()
     here = args.cluster != "slurm"
     args.ngpus = args.ngpus or ((visible_gpus() or 1) if here else 8)
+    # The class travels in the job's pickle: the job's Python need not find this file before it starts.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         executor = submitit.AutoExecutor(
             folder=job_dir, cluster=args.cluster, **({} if here else {"slurm_max_num_timeout": 30})
@@ -85,6 +90,8 @@ def launch(script: str, args) -> None:
         last = (job.stderr() or "no output").strip().splitlines()[-1]
         raise InputError(f"job {job.job_id} failed: {last} (all of it: {job.paths.stderr})") from None
     print(job.stdout() or "", end="")
+    with contextlib.suppress(OSError):
+        job_dir.rmdir()  # submitit's local runner also makes a folder named by the literal %j, and leaves it empty
 
 
 def run(script: str, args) -> None:

@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 def run_script(main, args) -> None:
     """Call `main(args)`; an `InputError` becomes one line on stderr and exit code 2."""
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
     try:
         main(args)
     except InputError as error:

@@ -1,0 +1,42 @@
+# make demo, make test: each sets up .venv first; VENV=/path/to/env uses an environment that is there.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+OUT ?= runs/demo
+# A small encoder on 112-pixel views, so that two CPU cores are enough.
+TRAIN = --root phantoms/roco --arch resnet10t --text-model tiny --pretrained none --image-size 112 --ssl-mlp-dim 512 \
+	--epochs 6 --batch-size 64 --lr 1.5e-3 --workers 1 --seed 0
+PROBE = --root phantoms/cbis --arch resnet10t --image-size 112 --features pooled --workers 1
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.medslip
+
+$(VENV)/.medslip: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/make_phantoms.py --out phantoms
+	$(BIN)/python main.py $(TRAIN) --output-dir $(OUT)/slip
+	@for task in calc mass; do \
+		echo "== CBIS phantoms: $$task"; \
+		$(BIN)/python main_linear.py $(PROBE) --dataset cbis_$$task --pretrained none \
+			--name "untrained" --output-dir $(OUT)/probe_$${task}_untrained || exit 1; \
+		$(BIN)/python main_linear.py $(PROBE) --dataset cbis_$$task --pretrained $(OUT)/slip/checkpoint_best.pt \
+			--name "fine-tuned on phantoms" --output-dir $(OUT)/probe_$${task}_finetuned || exit 1; \
+	done
+	@$(BIN)/python tools/table.py $(OUT)/probe_*
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf phantoms runs jobs

@@ -1,0 +1,185 @@
+"""Every layout loads, and whatever does not fit is refused by name before anything is copied."""
+
+import argparse
+import http.server
+import io
+import threading
+import zipfile
+
+import pytest
+import torch
+from medclip_layout import medclip_state
+
+import checkpoints
+import models
+from utils import InputError
+
+
+def small(objective="slip", arch="resnet10t"):
+    return models.create_model(arch, objective, text_model="tiny", ssl_mlp_dim=16, ssl_emb_dim=8)
+
+
+def save(contents, path):
+    torch.save(contents, path)
+    return str(path)
+
+
+def load(model, path, arch="resnet10t"):
+    checkpoints.load_weights(model, checkpoints.read(path), path, arch)
+    return model
+
+
+def same(one, other, prefix=""):
+    other = other.state_dict()
+    return all(torch.equal(value, other[key]) for key, value in one.state_dict().items() if key.startswith(prefix))
+
+
+def test_own_layout(tmp_path):
+    source = small()
+    path = save({"model": source.state_dict(), "args": {"arch": "resnet10t"}, "epoch": 3}, tmp_path / "c.pt")
+    assert same(load(small(), path), source)
+    assert same(load(small(None), path), source)  # the probe builds the image tower alone
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_slip_layout(tmp_path, prefix):
+    source = small()
+    state = {f"visual.{key}": value for key, value in source.image_encoder.state_dict().items()}
+    state |= {
+        "image_projection": source.image_projection.weight.detach().T.clone(),
+        "text_projection": torch.randn(4, 4),
+        "transformer.resblocks.0.ln_1.weight": torch.randn(4),
+        "token_embedding.weight": torch.randn(4, 4),
+        "positional_embedding": torch.randn(4, 4),
+        "ln_final.weight": torch.randn(4),
+        "image_mlp.layer1.weight": torch.randn(4, 4),
+        "logit_scale": torch.tensor(3.0),
+    }
+    namespace = argparse.Namespace(model="SLIP_VITS16", lr=3e-3)
+    contents = {"state_dict": {prefix + key: value for key, value in state.items()}, "args": namespace, "epoch": 25}
+    model = load(small(), save(contents, tmp_path / "slip.pt"))
+    assert same(model.image_encoder, source.image_encoder)
+    assert torch.equal(model.image_projection.weight, source.image_projection.weight)
+    assert model.logit_scale.item() == pytest.approx(2.6593, abs=1e-4)  # log(1 / 0.07), not the file's
+
+
+def test_first_medslip_layout(tmp_path):
+    medclip = medclip_state("resnet")
+    model = models.create_model("medclip_resnet", "slip", ssl_mlp_dim=16, ssl_emb_dim=8)
+    names = {"0": "layer1", "1": "bn1", "3": "layer2", "4": "bn2", "6": "layer3"}
+    head = small().ssl_head
+    state = {f"module.MedCLIP_model.{key}": value for key, value in medclip.items()}
+    for key, value in head.state_dict().items():
+        number, rest = key.split(".", 1)
+        state[f"module.image_mlp.{names[number]}.{rest}"] = value
+    state |= {"module.logit_scale": torch.tensor(3.25), "module.visual.cls_token": torch.randn(4)}
+    state |= {"module.token_embedding.weight": torch.randn(4, 4), "module.image_projection": torch.randn(4, 4)}
+    load(model, save({"state_dict": state, "args": argparse.Namespace(lr=1)}, tmp_path / "first.pt"), "medclip_resnet")
+    assert same(model.ssl_head, head)
+    assert model.logit_scale.item() == 3.25
+    assert torch.equal(model.image_projection.weight, medclip["vision_model.model.fc.weight"])
+    bare = {
+        key.removeprefix("vision_model."): value for key, value in medclip.items() if key.startswith("vision_model.")
+    }
+    encoder = models.create_model("medclip_resnet", None, save(bare, tmp_path / "image_encoder.pth"))
+    assert same(encoder, model)
+
+
+def test_medclip_zip_and_old_names(tmp_path):
+    """The published zip, read without unpacking it: a member that climbs out of the folder is never written."""
+    state = medclip_state("vit")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with zipfile.ZipFile(tmp_path / "medclip-vit-pretrained.zip", "w") as archive:
+        archive.writestr("../../escaped.txt", "out")
+        archive.writestr("medclip-vit/pytorch_model.bin", buffer.getvalue())
+    model = models.create_model("medclip_vit", "clip", str(tmp_path / "medclip-vit-pretrained.zip"))
+    query = next(v for k, v in model.state_dict().items() if "layers.0.blocks.0.attention" in k and "q" in k)
+    assert torch.equal(query, state["vision_model.model.encoder.layers.0.blocks.0.attention.self.query.weight"])
+    assert not list(tmp_path.parent.rglob("escaped.txt"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.pop("image_encoder.conv1.0.weight"), "missing: image_encoder.conv1.0.weight"),
+        (lambda state: state.update({"image_encoder.extra": torch.ones(1)}), "unexpected: image_encoder.extra"),
+        (lambda state: state.update({"image_projection.weight": torch.ones(2, 2)}), r"misshapen: .* is \(2, 2\)"),
+        (lambda state: state["image_projection.weight"].fill_(float("nan")), "not finite: image_projection.weight"),
+        (lambda state: state.update({"image_projection.weight": "text"}), "is a str, not a tensor"),
+    ],
+)
+def test_misfits_are_named_and_nothing_is_copied(tmp_path, damage, message):
+    state = {key: value.clone() for key, value in small().state_dict().items()}
+    damage(state)
+    path = save({"model": state}, tmp_path / "c.pt")
+    model = small()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        load(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_another_architecture(tmp_path):
+    path = save({"model": small().state_dict(), "args": {"arch": "resnet10t"}}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match="--arch resnet10t, but --arch resnet18"):
+        load(small(arch="resnet18"), path, "resnet18")
+    path = save({"model": small().state_dict()}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match="does not fit --arch resnet18"):
+        load(small(arch="resnet18"), path, "resnet18")
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("/tmp/medslip_evil", "w"))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    path = save({"state_dict": {"visual.x": torch.ones(1)}, "hook": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="could run code"):
+        checkpoints.read(path)
+
+
+@pytest.mark.parametrize("contents", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_files_that_are_no_checkpoints(tmp_path, contents):
+    (tmp_path / "c.pt").write_bytes(contents)
+    with pytest.raises(InputError, match=r"c\.pt: is damaged or not a checkpoint|could run code"):
+        checkpoints.read(tmp_path / "c.pt")
+    with pytest.raises(InputError, match="no such checkpoint"):
+        checkpoints.read(tmp_path / "absent.pt")
+
+
+def test_download_once_and_whole(tmp_path, monkeypatch):
+    """From a server on this machine: fetched once; a cut-off answer leaves nothing; offline says where to put it."""
+    hits = []
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("pytorch_model.bin", b"weights")
+    body = buffer.getvalue()
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            hits.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if len(hits) == 1 else body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(checkpoints, "MEDCLIP_URL", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    folder = tmp_path / "medclip"
+    with pytest.raises(InputError, match="cannot download"):
+        checkpoints.download_medclip("medclip_vit")
+    assert list(folder.iterdir()) == []
+    path = checkpoints.download_medclip("medclip_vit")
+    assert path.read_bytes() == body and checkpoints.download_medclip("medclip_vit") == path
+    assert hits == ["/medclip-vit-pretrained.zip"] * 2
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(InputError, match=r"cannot download http.*medclip-pretrained\.zip.*put it at"):
+        checkpoints.download_medclip("medclip_resnet")

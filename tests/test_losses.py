@@ -1,0 +1,90 @@
+"""The losses against SLIP's, and over two real processes against one."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from medclip_layout import FIXTURES
+from torch.nn.parallel import DistributedDataParallel
+
+import losses
+
+NAMES = ("image_embed", "text_embed", "aug1_embed", "aug2_embed")
+
+
+def test_slip_parity():
+    golden = np.load(FIXTURES / "golden_loss_seed1.npz")
+    inputs = {name: torch.from_numpy(golden[name]).requires_grad_() for name in NAMES}
+    scale = torch.tensor(float(golden["log_logit_scale"]), requires_grad=True)
+    result = losses.SLIPLoss(float(golden["ssl_temp"]), float(golden["ssl_scale"]))(
+        {**inputs, "logit_scale": scale.exp()}
+    )
+    result["loss"].backward()
+    for name in ("loss", "clip_loss", "ssl_loss", "clip_acc", "ssl_acc"):
+        assert result[name].item() == pytest.approx(float(golden[name]), rel=1e-4)
+    for name in NAMES:
+        reference = golden[f"grad_{name}"]
+        assert np.linalg.norm(inputs[name].grad.numpy() - reference) < 1e-4 * np.linalg.norm(reference)
+    assert scale.grad.item() == pytest.approx(float(golden["grad_logit_scale"]), rel=1e-4)
+
+
+def test_clip_loss_by_hand():
+    """Two pairs, orthogonal and aligned, scale 1: every row is softmax(1, 0)."""
+    eye = torch.eye(2)
+    result = losses.CLIPLoss()({"image_embed": 5 * eye, "text_embed": eye, "logit_scale": torch.tensor(1.0)})
+    assert result["loss"].item() == pytest.approx(np.log(1 + np.exp(-1)))
+    assert result["clip_acc"].item() == 100
+
+
+class Towers(torch.nn.Module):
+    """Stand-ins for the towers, one linear layer a feature, so that every parameter's gradient can be compared."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleDict({name: torch.nn.Linear(10, 6) for name in NAMES})
+        self.logit_scale = torch.nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, rows):
+        return {**{name: layer(rows) for name, layer in self.layers.items()}, "logit_scale": self.logit_scale.exp()}
+
+
+def gradient(objective, rows, network, model):
+    model.zero_grad()
+    losses.create_loss(objective, 0.1, 0.7)(network(rows))["loss"].backward()
+    zero = torch.zeros(1)
+    return torch.cat([(p.grad if p.grad is not None else zero).flatten() for p in model.parameters()])
+
+
+def one_rank(rank, world, port, rows, expected):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        model = Towers()
+        network = DistributedDataParallel(model, find_unused_parameters=True)
+        mine = rows.chunk(world)[rank]
+        for objective, reference in expected.items():
+            found = gradient(objective, mine, network, model)
+            error = ((found - reference).norm() / reference.norm()).item()
+            assert error < 1e-5, f"{objective}, rank {rank}: relative error {error}"
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_one():
+    rows = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
+    model = Towers()
+    expected = {objective: gradient(objective, rows, model, model) for objective in ("clip", "simclr", "slip")}
+    mp.spawn(one_rank, args=(2, free_port(), rows, expected), nprocs=2)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

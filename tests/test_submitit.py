@@ -1,0 +1,63 @@
+"""The launchers on this machine: submitit's local cluster runs the same job as Slurm would."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import REPOSITORY
+from test_main import SMALL
+
+
+def run(folder, script, *words):
+    command = [sys.executable, str(REPOSITORY / script), "--cluster", "local", *(str(word) for word in words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+
+
+def test_slips_own_linear_command(folders, tmp_path):
+    """The command of SLIP's README, with a checkpoint as SLIP saves it (a small arch here) and a two-class folder."""
+    torch.manual_seed(0)
+    tower = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    state = {f"module.visual.{key}": value for key, value in tower.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 25}, tmp_path / "checkpoint.pt")
+    words = ("--arch", "vit_tiny_patch16_224", "--dataset", "imagenet", "--pretrained", tmp_path / "checkpoint.pt")
+    done = run(tmp_path, "run_with_submitit_linear.py", *words, "--catalog", folders, "--workers", "1")
+    assert done.returncode == 0, done.stderr + done.stdout
+    (results,) = tmp_path.glob("jobs/*/results.json")
+    assert results.parent.name.isdigit() and json.loads(results.read_text())["n_test"] == 12
+    assert "| vit_tiny_patch16_224 (checkpoint.pt) |" in done.stdout
+
+
+def test_two_tasks_train_together(roco, tmp_path):
+    words = (
+        "--root",
+        roco,
+        *SMALL,
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--ngpus",
+        "2",
+        "--job_dir",
+        tmp_path / "job",
+    )
+    done = run(tmp_path, "run_with_submitit.py", *words)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "a step takes 8 pairs (4 a device x 2 devices x 1)" in done.stdout
+    assert torch.load(tmp_path / "job" / "checkpoint.pt", weights_only=True)["epoch"] == 1
+
+
+def test_a_failed_job_is_one_line(tmp_path):
+    done = run(tmp_path, "run_with_submitit.py", "--root", tmp_path / "nowhere", *SMALL)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "nowhere: no such folder" in done.stderr
+
+
+@pytest.mark.skipif(subprocess.run(["which", "sbatch"], capture_output=True).returncode == 0, reason="Slurm is here")
+def test_no_slurm_is_said(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "run_with_submitit.py"), "--root", "x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "--cluster slurm" in done.stderr and "Traceback" not in done.stderr
