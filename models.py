@@ -132,7 +132,7 @@ class MedSLIP(nn.Module):
         super().__init__()
         self.text_pooling = text_pooling
         self.locked = []
-        self.image_encoder = image
+        self.image_encoder = image.to(memory_format=torch.channels_last)  # convolutions run faster so, on CPU and GPU
         self.image_projection = nn.Linear(width, EMBED_DIM, bias=False)
         if text is not None:
             self.text_encoder = text

@@ -29,7 +29,9 @@ def run_script(main, args) -> None:
         main(args)
     except InputError as error:
         logging.shutdown()
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        # From a loader's worker it comes wrapped in that process's traceback, whose last line it is.
+        line = str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
         sys.exit(2)
     finally:
         if dist.is_initialized():

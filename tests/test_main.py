@@ -191,7 +191,7 @@ def test_an_image_that_breaks_later_stops_the_run_with_its_name(roco, tmp_path, 
     """Damage inside the file passes the check of its ends; the worker's error must reach the user all the same."""
     path = roco / "train" / "radiology" / "images" / "ROCO_00003.jpg"
     data = path.read_bytes()
-    path.write_bytes(data[:2] + b"\x00" * (len(data) - 4) + data[-2:])
+    path.write_bytes(data[:4] + b"\x00" * (len(data) - 6) + data[-2:])
     for workers in ("0", "2"):
         code, _, errors = train(capsys, roco, tmp_path / "out", "--epochs", 1, "--workers", workers)
         assert code == 2 and "ROCO_00003.jpg: the image cannot be read" in errors

@@ -36,7 +36,8 @@ def main() -> None:
             results = json.loads(path.read_text())
             tables.setdefault(results["dataset"], []).append((results, folder))
         except (OSError, ValueError, KeyError) as error:
-            sys.exit(f"table.py: error: {path}: not a result of main_linear.py ({error})")
+            print(f"table.py: error: {path}: not a result of main_linear.py ({error})", file=sys.stderr)
+            sys.exit(2)
     for dataset, runs in tables.items():
         print(f"\n{dataset}: {runs[0][0]['n_train']} training, {runs[0][0]['n_test']} test cases; percent\n")
         print("| " + " | ".join(("Model", *COLUMNS)) + " |")

@@ -34,7 +34,8 @@ def main() -> None:
         entries = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         utils.write_text(Path(args.out), "".join(f"{token}\n" for token, _ in entries))
     except utils.InputError as error:
-        sys.exit(f"train_vocabulary.py: error: {error}")
+        print(f"train_vocabulary.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"{args.out}: {len(entries)} entries from {len(captions)} captions")
 
 
