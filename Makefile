@@ -3,10 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 OUT ?= runs/demo
-# A small encoder on 112-pixel views, so that two CPU cores are enough.
-TRAIN = --root phantoms/roco --arch resnet10t --text-model tiny --pretrained none --image-size 112 --ssl-mlp-dim 512 \
-	--epochs 6 --batch-size 64 --lr 1.5e-3 --workers 1 --seed 0
-PROBE = --root phantoms/cbis --arch resnet10t --image-size 112 --features pooled --workers 1
+# A small encoder on 96-pixel views, so that two CPU cores are enough.
+TRAIN = --root phantoms/roco --arch resnet10t --text-model tiny --pretrained none --image-size 96 --ssl-mlp-dim 512 \
+	--epochs 6 --batch-size 64 --lr 2e-3 --workers 1 --seed 0
+PROBE = --root phantoms/cbis --arch resnet10t --image-size 96 --features pooled --workers 2
 
 .PHONY: setup demo test lint clean
 

@@ -763,7 +763,7 @@ Settings are in phantoms.json; the same settings give the same bytes.
 """
 
 
-def make_phantoms(out, seed=0, pairs=1600, validation_pairs=200, calc=(360, 150), mass=(360, 150), workers=1):
+def make_phantoms(out, seed=0, pairs=1600, validation_pairs=200, calc=(360, 240), mass=(360, 240), workers=1):
     """Write the phantoms to `out`, all at once or not at all; False if they are there already.
 
     pairs, validation_pairs: captions of ROCO train and validation (test has half as many as validation).
@@ -811,8 +811,8 @@ def main(argv=None):
     parser.add_argument(
         "--validation-pairs", type=int, default=200, help="of ROCO validation (200); test has half as many"
     )
-    parser.add_argument("--calc", type=int, nargs=2, default=(360, 150), metavar=("TRAIN", "TEST"), help="CSV rows")
-    parser.add_argument("--mass", type=int, nargs=2, default=(360, 150), metavar=("TRAIN", "TEST"), help="CSV rows")
+    parser.add_argument("--calc", type=int, nargs=2, default=(360, 240), metavar=("TRAIN", "TEST"), help="CSV rows")
+    parser.add_argument("--mass", type=int, nargs=2, default=(360, 240), metavar=("TRAIN", "TEST"), help="CSV rows")
     parser.add_argument("--workers", type=int, default=2, help="processes (2); the files do not depend on it")
     args = vars(parser.parse_args(argv))
     try:
