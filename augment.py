@@ -4,6 +4,8 @@ The operations are torchvision's (ColorJitter's four, grayscale, Gaussian blur, 
 its own factor per sample; SLIP's order. The columns of the parameters are those of views.py.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -80,12 +82,18 @@ def apply(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     return torch.where(params[:, FLIP, None, None, None] > 0, x.flip(-1), x)
 
 
+@functools.cache
+def channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(3, 1, 1), copied to the device once: a copy each step would wait for the device."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
 def make_views(batch: dict, mean, std, device: torch.device) -> list[torch.Tensor]:
     """A packed batch (views.pack) -> its V views (n, 3, S, S) float32 on `device`, normalised.
 
     With an odd number of views the first is CLIP's: cropped and normalised only.
     """
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    mean, std = (channels(tuple(values), device) for values in (mean, std))
     order = batch["order"].to(device, non_blocking=True)
     params = batch["params"].to(device, non_blocking=True) if "params" in batch else None
     groups = []

@@ -180,8 +180,8 @@ def some(keys) -> str:
     return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
 
 
-def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> None:
-    """Copy a checkpoint of any known layout into `model` (see models.MedSLIP).
+def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> set[str]:
+    """Copy a checkpoint of any known layout into `model` (see models.MedSLIP) -> the parts that were loaded.
 
     A part of the model that the layout does not have stays as it is, and is named in the log. Any other missing,
     unexpected or misshapen key raises InputError with the keys, before anything is copied.
@@ -224,10 +224,12 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
     with torch.no_grad():
         for key, value in matched.items():
             own[key].copy_(value)
-    left = sorted(parts - {key.split(".")[0] for key in matched})
+    loaded = {key.split(".")[0] for key in matched}
+    left = sorted(parts - loaded)
     logger.info(
         f"weights: {path} ({layout.name} layout)" + (f"; stay as initialised: {', '.join(left)}" if left else "")
     )
+    return loaded
 
 
 PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale")

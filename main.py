@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
 import augment
@@ -68,6 +69,16 @@ def main(args) -> None:
         checkpoints.load_weights(model, resumed, resume, args.arch)
     elif args.pretrained == "none":
         logger.info("weights: random")
+    elif args.pretrained == "timm":
+        logger.info(
+            f"weights: timm's {args.arch}{models.published_text(args.text_model, args.objective)}; the rest random"
+        )
+    longest = getattr(model.text_encoder.config, "max_position_embeddings", args.context_length) if tokenizer else 0
+    if tokenizer and args.context_length > longest:
+        raise InputError(
+            f"--context-length {args.context_length}: {args.text_model} has positions for {longest} tokens"
+        )
+    models.mean_std(args.normalize, args.arch)
     model.to(device)
     model.lock(*(f"{tower}_encoder" for tower in ("image", "text") if getattr(args, f"lock_{tower}")))
     if args.grad_checkpointing:
@@ -92,24 +103,27 @@ def main(args) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     start_epoch, best = 0, None
     if resumed is not None:
-        start_epoch, best = restore(resumed, optimizer, scaler, resume)
+        start_epoch, best = restore(resumed, optimizer, scaler, args, resume)
+        if not (out / "checkpoint_best.pt").exists():
+            best = None  # nothing here to be better than
     network = model
     if world > 1:
         if device.type == "cuda":  # torch's SyncBatchNorm trains on CUDA only
-            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            network = convert_sync_batchnorm(model)  # timm's own keeps the activation that some of its norms hold
         network = DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
+    if start_epoch >= args.epochs:
+        logger.info(f"{resume}: all {args.epochs} epochs are done; raise --epochs to go on")
+        return
+    utils.on_rank0(utils.make_folder, out)
+    writers = open_writers(args, out)
     if utils.rank() == 0:
-        utils.make_folder(out)
         utils.write_json(out / "config.json", {**utils.provenance(vars(args), device), "data": notes | val_notes})
         write_names(out, "train", train_pairs)
         if val_pairs is not None:
             write_names(out, "validation", val_pairs)
         truncate_log(out / "log.txt", start_epoch)
     describe(args, model, batches, device, dtype, workers)
-    if start_epoch >= args.epochs:
-        logger.info(f"{resume}: all {args.epochs} epochs are done; raise --epochs to go on")
-        return
     if val_pairs is None:
         logger.warning(
             f"{entry['path']}: no validation split: nothing is evaluated and checkpoint_best.pt is not written"
@@ -119,7 +133,6 @@ def main(args) -> None:
     dataset = views.TrainViews(train_pairs, tokens, args.objective, args.image_size, args.seed)
     loader = views.loader(dataset, batches, workers, device)
     loss_function = losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale)
-    writers = open_writers(args, out)
     for epoch in range(start_epoch, args.epochs):
         batches.epoch = epoch
         record = {"epoch": epoch, "step": (epoch + 1) * batches.steps}
@@ -177,8 +190,9 @@ def train_epoch(network, loss_function, optimizer, scaler, loader, batches, epoc
         last = micro == args.update_freq - 1
         accumulating = contextlib.nullcontext() if last or network is model else network.no_sync()
         with accumulating:
+            inputs = model_inputs(batch, args.objective, mean, std, device)
             with utils.autocast(device, dtype):
-                outputs = network(**model_inputs(batch, args.objective, mean, std, device))
+                outputs = network(**inputs)
             parts = loss_function(outputs)
             scaler.scale(parts["loss"] / args.update_freq).backward()
         names = tuple(parts)
@@ -244,8 +258,9 @@ def evaluate(model, evaluation, args, device, dtype) -> dict:
     if args.objective == "simclr":
         loss_function, values = losses.create_loss("simclr", args.ssl_temp), []
         for batch in loader:
+            inputs = model_inputs(batch, "simclr", mean, std, device)
             with utils.autocast(device, dtype):
-                outputs = model(**model_inputs(batch, "simclr", mean, std, device))
+                outputs = model(**inputs)
             values.append(loss_function(outputs)["loss"])
         loss = utils.mean_over_ranks(torch.stack(values).mean()).item()
         return {"loss": loss, "score": -loss}
@@ -260,6 +275,8 @@ def evaluate(model, evaluation, args, device, dtype) -> dict:
         utils.gather_rows(torch.cat(rows) if rows else torch.zeros(0, width, device=device, dtype=dtype), total)
         for rows in embeddings
     )
+    if not (image.isfinite().all() and text_.isfinite().all()):
+        raise InputError("the validation embeddings are not finite: lower --lr, give --clip-grad, or try --amp off")
     normal = torch.nn.functional.normalize
     recalls = metrics.retrieval(normal(image.float(), dim=-1), normal(text_.float(), dim=-1))
     return {**recalls, "pairs": total, "score": sum(recalls.values()) / len(recalls)}
@@ -278,15 +295,27 @@ def check_same_run(args, resumed: dict | None, path) -> None:
     args.arch = args.arch or saved["arch"]
     args.normalize = args.normalize or saved["normalize"]
     args.image_size = args.image_size or saved["image_size"]
-    for name in ("arch", "objective", "text_model", "ssl_mlp_dim", "ssl_emb_dim", "image_size"):
+    for name in (
+        "arch",
+        "objective",
+        "text_model",
+        "text_pooling",
+        "normalize",
+        "ssl_mlp_dim",
+        "ssl_emb_dim",
+        "image_size",
+    ):
         if getattr(args, name) != saved[name]:
             flag = "--" + name.replace("_", "-")
             raise InputError(
                 f"{path}: made with {flag} {saved[name]}, not {getattr(args, name)}: give the same, or another "
                 "--output-dir"
             )
-    for name in ("lr", "batch_size", "update_freq", "seed", "epochs", "wd", "dataset", "subset", "metadata"):
-        if getattr(args, name) != saved[name]:
+    watched = (
+        "lr lr_start lr_end warmup_epochs batch_size update_freq seed epochs wd betas eps clip_grad ssl_temp ssl_scale"
+    )
+    for name in (*watched.split(), "context_length", "dataset", "subset", "metadata"):
+        if plain(args)[name] != saved[name]:
             logger.warning(f"resuming with {name} {getattr(args, name)}; the run began with {saved[name]}")
     logger.info(f"weights: going on with {path}, {resumed['epoch']} epochs done")
 
@@ -297,7 +326,7 @@ def load_pairs(args, root: str, split: str):
     pairs = datasets.read_pairs(root, split, None if validation else args.metadata, args.subset, optional=validation)
     if pairs is None:
         return None, {}
-    broken = views.unreadable(pairs.path(i) for i in range(len(pairs)))
+    broken = views.unreadable((pairs.path(i) for i in range(len(pairs))), decode=args.skip_broken)
     if broken and not args.skip_broken:
         for why in list(broken.values())[:20]:
             logger.info(why)
@@ -343,10 +372,14 @@ def make_optimizer(model, args) -> torch.optim.Optimizer:
     return torch.optim.AdamW(settings, lr=args.lr, betas=args.betas, eps=args.eps, fused=True)
 
 
-def restore(contents: dict, optimizer, scaler, path) -> tuple[int, float | None]:
+def restore(contents: dict, optimizer, scaler, args, path) -> tuple[int, float | None]:
     """Load the optimiser's and the scaler's state -> epochs done, best score."""
     try:
         optimizer.load_state_dict(contents["optimizer"])
+        for group, decay in zip(
+            optimizer.param_groups, (args.wd, 0.0), strict=True
+        ):  # the arguments hold, not the file
+            group.update(weight_decay=decay, betas=args.betas, eps=args.eps)
         if scaler.is_enabled() and contents["scaler"]:
             scaler.load_state_dict(contents["scaler"])
         return int(contents["epoch"]), contents["best"]
@@ -380,7 +413,11 @@ def write_names(out: Path, split: str, pairs) -> None:
 def truncate_log(path: Path, epoch: int) -> None:
     """Drop the lines of epochs that a resumed run will do again."""
     if path.exists():
-        lines = [line for line in utils.read_text(path).splitlines() if line and json.loads(line)["epoch"] < epoch]
+        lines = []
+        for line in utils.read_text(path).splitlines():
+            with contextlib.suppress(ValueError):  # a line that was cut short is dropped too
+                if json.loads(line)["epoch"] < epoch:
+                    lines.append(line)
         utils.write_text(path, "".join(line + "\n" for line in lines))
 
 

@@ -59,10 +59,16 @@ def main(args) -> None:
     model = models.create_model(
         args.arch, None, "timm" if args.pretrained == "timm" else "none", image_size=args.image_size
     )
+    loaded = set()
     if contents is not None:
-        checkpoints.load_weights(model, contents, path, args.arch)
-    elif args.pretrained == "none":
-        logger.info("weights: random")
+        loaded = checkpoints.load_weights(model, contents, path, args.arch)
+    else:
+        logger.info(f"weights: {'random' if args.pretrained == 'none' else 'published by timm'}")
+    if args.features is None:  # a random projection would only lose what the encoder knows
+        args.features = "projected" if "image_projection" in loaded else "pooled"
+        logger.info(f"features: {args.features}")
+    elif args.features == "projected" and "image_projection" not in loaded:
+        logger.warning("--features projected: these weights have no projection; a random one is used")
     model.requires_grad_(False).eval().to(device)
     if args.compile:
         model.image_encoder.compile()
@@ -102,7 +108,7 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
 def load_split(args, entry: dict, split: str) -> datasets.Labelled:
     """A split whose images can all be read, or with --skip-broken what is left of it."""
     data = datasets.labelled_set(entry, split)
-    broken = views.unreadable(image for image in data.images if isinstance(image, str))
+    broken = views.unreadable((image for image in data.images if isinstance(image, str)), decode=args.skip_broken)
     if broken and not args.skip_broken:
         raise InputError(next(iter(broken.values())) + (f" ({len(broken)} such files)" if len(broken) > 1 else ""))
     for reason in broken.values():
@@ -152,9 +158,17 @@ def fit_logistic(features: np.ndarray, data, args):
         folds = min(folds, least)
     if folds < 2:
         raise InputError(f"--dataset {args.dataset}: a class has fewer than two training images or patients: no folds")
-    splitter = (StratifiedGroupKFold if data.patients else StratifiedKFold)(folds, shuffle=True, random_state=args.seed)
+    make = StratifiedGroupKFold if data.patients else StratifiedKFold
+    everything = set(data.labels)
+    while folds >= 2:  # grouped folds may miss a class: fewer then
+        splitter = make(folds, shuffle=True, random_state=args.seed)
+        cv = list(splitter.split(features, data.labels, data.patients))
+        if all(set(data.labels[part]) == everything for pair in cv for part in pair):
+            break
+        folds -= 1
+    else:
+        raise InputError(f"--dataset {args.dataset}: its patients cannot be dealt into folds that hold every class")
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    cv = list(splitter.split(features, data.labels, data.patients))
     search = GridSearchCV(
         model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
         n_jobs=len(os.sched_getaffinity(0)), error_score="raise",
@@ -257,7 +271,7 @@ def print_row(name: str, scores: dict, intervals: dict) -> None:
     print("| " + " | ".join(COLUMNS) + " |")
     print("| --- |" + " ---: |" * len(values))
     print(f"| {name} | " + " | ".join(percent(value) for value in values) + " |", flush=True)
-    if intervals["auroc"]:
+    if intervals.get("auroc"):
         low, high = intervals["auroc"]
         logger.info(f"AUROC 95% interval {percent(low)} to {percent(high)} (bootstrap over the test split's patients)")
 

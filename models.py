@@ -229,6 +229,12 @@ def create_model(
     return model
 
 
+def published_text(text_model: str, objective: str) -> str:
+    """What `--pretrained timm` takes for the text tower, in words for the log."""
+    vocabulary_only = Path(text_model).suffix == ".txt" or text_model == "tiny"
+    return "" if objective == "simclr" or vocabulary_only else f" and Hugging Face's {text_model}"
+
+
 def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Pixel mean and std for "medclip", "imagenet" or "timm" (what timm says of `arch`)."""
     if normalize != "timm":

@@ -203,7 +203,10 @@ def linear_parser() -> Parser:
     add_model(parser)
     group = parser.add_argument_group("probe")
     group.add_argument(
-        "--features", choices=("projected", "pooled"), default="projected", help="after or before the projection to 512"
+        "--features",
+        choices=("projected", "pooled"),
+        default=None,
+        help="after or before the projection to 512 (default: projected if the weights have it)",
     )
     group.add_argument(
         "--probe",
@@ -266,6 +269,8 @@ def parse(parser, argv=None):
             parser.error("--ssl-temp 0: the temperature must be more than 0")
         if args.objective != "clip" and args.batch_size < 2:
             parser.error("--batch-size 1: the SimCLR loss and its batch norm need 2 or more")
+        if args.objective == "simclr" and args.lock_text:
+            parser.error("--lock-text: --objective simclr builds no text tower")
         if args.context_length < 3:
             parser.error("--context-length: 3 tokens or more")
     if getattr(args, "probe", None) == "logistic":

@@ -103,8 +103,8 @@ def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", o
     """The pairs of a split, or of `metadata`, a file of `<id> <caption>` lines whose images may lie in any split.
 
     `subset` is "all", "mammo" or "mammo+xray". Captions without an image are left out and listed in `missing`. With
-    `optional`, a split that is not there gives None. Raises InputError: no folder, no captions, a malformed or double
-    id (with its row), no image for any caption, nothing left by the subset.
+    `optional`, a split that is not there or has no pairs gives None. Raises InputError: no folder, no captions, a
+    malformed or double id (with its row), no image for any caption, nothing left by the subset.
     """
     if split not in SPLITS:
         raise InputError(f"ROCO has no split '{split}', only {', '.join(SPLITS)}")
@@ -123,18 +123,26 @@ def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", o
         rows = {key: caption for key, caption in rows.items() if chosen(f"{caption} {keywords.get(key, '')}")}
         counts[subset] = len(rows)
         if not rows:
-            raise InputError(f"{captions_file}: no caption belongs to --subset {subset}")
+            return absent(f"{captions_file}: no caption belongs to --subset {subset}", optional)
     found = {key: images[key] for key in rows if key in images}
     missing = [key for key in rows if key not in images]
     if not found:
-        raise InputError(
+        return absent(
             f"{root / split / 'radiology' / 'images'}: no image for any of the {len(rows)} captions of {captions_file} "
-            f"(the first is '{next(iter(rows))}'): download the images, or give their folder as --root"
+            f"(the first is '{next(iter(rows))}'): download the images, or give their folder as --root",
+            optional,
         )
     counts |= {"pairs": len(found), "without image": len(missing)}
     return Pairs(
         str(root), Strings(found), Strings(found.values()), Strings(rows[key] for key in found), missing, counts
     )
+
+
+def absent(message: str, optional: bool) -> None:
+    """A split without pairs: an error, or a warning where the split is optional."""
+    if not optional:
+        raise InputError(message)
+    logger.warning(message)
 
 
 def roco_table(root, split: str = "train", metadata=None, subset: str = "all") -> pd.DataFrame:

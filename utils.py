@@ -32,8 +32,8 @@ def run_script(main, args) -> None:
         # From a loader's worker it comes wrapped in that process's traceback, whose last line it is.
         line = str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    finally:
+        sys.exit(2)  # without leaving the process group: the other ranks may wait in a collective
+    else:
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -51,6 +51,8 @@ def init_distributed(device: str | None, backend: str | None, dist_url: str) -> 
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]

@@ -74,11 +74,14 @@ def looks_whole(path: str) -> bool:
     return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
 
 
-def unreadable(paths) -> dict[str, str]:
-    """{path: reason} of the files that are cut short or no images, found by their ends; suspects are decoded."""
+def unreadable(paths, decode: bool = False) -> dict[str, str]:
+    """{path: reason} of the files that are cut short or no images, found by their ends; suspects are decoded.
+
+    With `decode` every file is decoded, which also finds damage inside.
+    """
 
     def reason(path):
-        if looks_whole(path):
+        if not decode and looks_whole(path):
             return None
         try:
             read_image(path)
