@@ -110,7 +110,7 @@ def test_folds_keep_patients_together():
     _, grouped = main_linear.fit_logistic(features, Data, args)
     Data.patients = None
     _, split = main_linear.fit_logistic(features, Data, args)
-    assert grouped["cv_log_loss"] > 0.6 > 0.3 > split["cv_log_loss"]
+    assert grouped["cv_log_loss"] > 0.6 > 0.45 > split["cv_log_loss"]
 
 
 @pytest.mark.parametrize(

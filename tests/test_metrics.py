@@ -87,3 +87,15 @@ def test_a_collapsed_model_is_not_perfect():
     noise = torch.nn.functional.normalize(torch.randn(1000, 2), dim=-1)
     other = torch.nn.functional.normalize(torch.randn(1000, 2), dim=-1)
     assert metrics.retrieval(noise, other, ks=(100,))["i2t_r100"] == pytest.approx(10, abs=3)
+
+
+def test_embeddings_that_are_not_numbers_retrieve_nothing():
+    nothing = torch.full((20, 4), float("nan"))
+    assert set(metrics.retrieval(nothing, nothing).values()) == {0.0}
+
+
+def test_intervals_of_many_classes_need_no_square_table():
+    n, k = 3000, 1000
+    labels = np.arange(n) % k
+    probabilities = np.full((n, k), 1 / k)
+    assert metrics.bootstrap_intervals(np.tile(labels, 2), np.tile(probabilities, (2, 1)), list(range(k)))["f1"] is None
