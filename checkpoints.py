@@ -20,6 +20,7 @@ from utils import InputError, atomic_file, logger, on_rank0
 MEDCLIP_URL = "https://storage.googleapis.com/pytrial/"
 MEDCLIP_ZIPS = {"medclip_vit": "medclip-vit-pretrained.zip", "medclip_resnet": "medclip-pretrained.zip"}
 WEIGHTS = "pytorch_model.bin"
+MAX_SWELLING = 100  # how much larger than its compressed form a zip's member may be: weights hardly compress
 
 MEDCLIP_RENAMES = (
     (r"^vision_model\.model\.fc\.", "image_projection."),
@@ -122,6 +123,7 @@ def read(path: str | Path) -> dict:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                check_archive(archive)
                 # torch's own files are zip archives too; MedCLIP's archive holds such a file as a member.
                 members = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == WEIGHTS]
                 if members:
@@ -136,6 +138,16 @@ def read(path: str | Path) -> dict:
     if not isinstance(contents, dict):
         raise InputError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
     return contents
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Verify the CRC-32 of every member: torch.load does not. Raises BadZipFile; so does one that would swell up."""
+    for member in archive.infolist():
+        if member.file_size > max(MAX_SWELLING * member.compress_size, 1 << 26):
+            raise zipfile.BadZipFile(f"{member.filename} would swell to {member.file_size:,} bytes")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is altered")
 
 
 def own_arguments(contents: dict) -> dict | None:

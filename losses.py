@@ -5,20 +5,10 @@ that DDP's averaged gradient is the gradient of one process on the whole batch, 
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed import _functional_collectives as collectives
 
-from utils import rank, world_size
-
-# torch 2.15 renamed it.
-_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
-
-
-def gather(rows: torch.Tensor) -> torch.Tensor:
-    """(B, D) on each rank -> (world * B, D) on every rank, with the gradient of every rank's loss in the backward."""
-    return _all_gather(rows.contiguous(), 0, dist.group.WORLD) if world_size() > 1 else rows
+from utils import full_precision, gather, rank
 
 
 def percent_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -31,9 +21,9 @@ class CLIPLoss(nn.Module):
     def forward(self, outputs: dict) -> dict:
         """`image_embed`, `text_embed` (B, D), `logit_scale` (exp) -> `loss`, `clip_loss`, `clip_acc` (percent)."""
         with torch.autocast(outputs["image_embed"].device.type, enabled=False):
-            image = F.normalize(outputs["image_embed"].float(), dim=-1)
-            text = F.normalize(outputs["text_embed"].float(), dim=-1)
-            scale = outputs["logit_scale"].float()
+            image = F.normalize(full_precision(outputs["image_embed"]), dim=-1)
+            text = F.normalize(full_precision(outputs["text_embed"]), dim=-1)
+            scale = full_precision(outputs["logit_scale"])
             labels = torch.arange(len(image), device=image.device) + rank() * len(image)
             image_logits = scale * image @ gather(text).T
             text_logits = scale * text @ gather(image).T
@@ -51,8 +41,8 @@ class SimCLRLoss(nn.Module):
     def forward(self, outputs: dict) -> dict:
         """`aug1_embed`, `aug2_embed` (B, D) -> `loss`, `ssl_loss`, `ssl_acc` (percent)."""
         with torch.autocast(outputs["aug1_embed"].device.type, enabled=False):
-            one = F.normalize(outputs["aug1_embed"].float(), dim=-1)
-            two = F.normalize(outputs["aug2_embed"].float(), dim=-1)
+            one = F.normalize(full_precision(outputs["aug1_embed"]), dim=-1)
+            two = F.normalize(full_precision(outputs["aug2_embed"]), dim=-1)
             labels = torch.arange(len(one), device=one.device) + rank() * len(one)
             all_one, all_two = gather(one), gather(two)
             # A view is not its own negative.

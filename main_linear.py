@@ -132,11 +132,12 @@ def extract(model, data, args, device, dtype, workers) -> torch.Tensor:
     projected = args.features == "projected"
     rows = []
     progress = utils.Progress(len(batches), args.print_freq, "features")
-    for batch in views.loader(dataset, batches, workers, device):
-        (pixels,) = augment.make_views(batch, mean, std, device)
-        with utils.autocast(device, dtype):
-            rows.append(model.encode_image(pixels, projected).float())
-        progress.step(len(pixels), dict)
+    with views.loader(dataset, batches, workers, device) as loader:
+        for batch in loader:
+            (pixels,) = augment.make_views(batch, mean, std, device)
+            with utils.autocast(device, dtype):
+                rows.append(model.encode_image(pixels, projected).float())
+            progress.step(len(pixels), dict)
     progress.close()
     width = models.EMBED_DIM if projected else model.image_projection.in_features
     mine = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
@@ -250,7 +251,7 @@ def report(args, out, train, test, features, probabilities, selected, device) ->
     utils.write_text(out / "predictions.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.17g"))
     saved = {split: {"features": features[split], "labels": torch.from_numpy(data.labels), "ids": data.ids}
              for split, data in (("train", train), ("test", test))}  # fmt: skip
-    utils.save_checkpoint({**saved, "classes": test.classes}, out / "features.pt")
+    utils.save_tensors({**saved, "classes": test.classes}, out / "features.pt")
     title = f"{args.dataset}: {name}"
     plot_roc(out / "roc.png", test.labels, probabilities, test.classes, title)
     plot_confusion(out / "confusion.png", test.labels, probabilities.argmax(axis=1), test.classes, title)

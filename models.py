@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, SwinMode
 from transformers import logging as transformers_logging
 
 import checkpoints
+from norms import batch_norms
 from options import BIO_CLINICAL_BERT
 from utils import InputError
 
@@ -132,6 +133,7 @@ class MedSLIP(nn.Module):
         super().__init__()
         self.text_pooling = text_pooling
         self.locked = []
+        self.frozen_norms = False
         self.image_encoder = image.to(memory_format=torch.channels_last)  # convolutions run faster so, on CPU and GPU
         self.image_projection = nn.Linear(width, EMBED_DIM, bias=False)
         if text is not None:
@@ -148,8 +150,8 @@ class MedSLIP(nn.Module):
         features = self.image_encoder(pixels)
         return self.image_projection(features) if projected else features
 
-    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, T) int64 token ids and their mask -> (B, 512), not L2-normalised.
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, projected: bool = True):
+        """(B, T) int64 token ids and their mask -> (B, 512), or (B, hidden) pooled; not L2-normalised.
 
         The mean of hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then the mean over the real tokens;
         with text_pooling "padded" over all T positions, as MedCLIP does it.
@@ -159,23 +161,52 @@ class MedSLIP(nn.Module):
         ).hidden_states
         tokens = (states[1] + states[2] + states[-1]) / 3
         if self.text_pooling == "padded":
-            return self.text_projection(tokens.mean(dim=1))
-        mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
-        return self.text_projection((tokens * mask).sum(dim=1) / mask.sum(dim=1))
+            pooled = tokens.mean(dim=1)
+        else:
+            mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
+            pooled = (tokens * mask).sum(dim=1) / mask.sum(dim=1)
+        return self.text_projection(pooled) if projected else pooled
 
-    def forward(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None) -> dict:
-        """Embeddings of what is given: `image_embed`, `text_embed`, `logit_scale` (exp); `aug1_embed`, `aug2_embed`.
+    def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None) -> dict:
+        """Pooled features of what is given, before any projection: `image`, `text`, `aug1`, `aug2`, (B, width) each.
 
-        Each view goes through the encoder and the head on its own, so that batch norms see one view at a time.
+        Each view goes through the encoder on its own, so that batch norms see one view at a time.
         """
-        outputs = {}
+        features = {}
         if image is not None:
-            outputs["image_embed"] = self.encode_image(image)
-            outputs["text_embed"] = self.encode_text(input_ids, attention_mask)
-            outputs["logit_scale"] = self.logit_scale.exp()
+            features["image"] = self.encode_image(image, projected=False)
+            features["text"] = self.encode_text(input_ids, attention_mask, projected=False)
         if aug1 is not None:
-            outputs["aug1_embed"] = self.ssl_head(self.encode_image(aug1))
-            outputs["aug2_embed"] = self.ssl_head(self.encode_image(aug2))
+            features["aug1"] = self.encode_image(aug1, projected=False)
+            features["aug2"] = self.encode_image(aug2, projected=False)
+        return features
+
+    def project(self, features: dict) -> dict:
+        """What `encode` gave -> `image_embed`, `text_embed`, `logit_scale` (exp); `aug1_embed`, `aug2_embed`."""
+        outputs = {}
+        if "image" in features:
+            outputs["image_embed"] = self.image_projection(features["image"])
+            outputs["text_embed"] = self.text_projection(features["text"])
+            outputs["logit_scale"] = self.logit_scale.exp()
+        if "aug1" in features:
+            outputs["aug1_embed"] = self.ssl_head(self.image_projection(features["aug1"]))
+            outputs["aug2_embed"] = self.ssl_head(self.image_projection(features["aug2"]))
+        return outputs
+
+    def forward(
+        self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, project=True, anchor=False
+    ) -> dict:
+        """`encode`, then `project`: features and embeddings in one dict; with `project=False` the features alone.
+
+        `anchor` adds a zero that depends on every parameter outside of the encoders, so that
+        DistributedDataParallel, which waits for each parameter's gradient, finds them in this pass too.
+        """
+        outputs = self.encode(image, input_ids, attention_mask, aug1, aug2)
+        if project:
+            outputs |= self.project(outputs)
+        if anchor:
+            heads = [p for name, p in self.named_parameters() if "_encoder." not in name and p.requires_grad]
+            outputs["anchor"] = sum((0 * p).sum() for p in heads)
         return outputs
 
     def lock(self, *towers: str) -> None:
@@ -184,10 +215,20 @@ class MedSLIP(nn.Module):
             getattr(self, name).requires_grad_(False).eval()
         self.locked = list(towers)
 
+    def freeze_batch_norms(self) -> int:
+        """Let the image encoder's batch norms use their running statistics and keep them -> how many there are.
+
+        Their weights and biases still train.
+        """
+        self.frozen_norms = True
+        return len(batch_norms(self.image_encoder))
+
     def train(self, mode: bool = True):
         super().train(mode)
         for name in self.locked:
             getattr(self, name).eval()
+        for norm in batch_norms(self.image_encoder) if self.frozen_norms else ():
+            norm.eval()
         return self
 
     def checkpoint_gradients(self) -> None:

@@ -52,7 +52,20 @@ def number(text):
     return value
 
 
-for function, name in ((positive, "whole number"), (not_negative, "whole number"), (number, "number")):
+def interval(text):
+    """ "500" steps, or "90s", "15m", "2h" -> (steps, seconds), one of them None."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    if unit is None:
+        return positive(text), None
+    return None, unit * number(text[:-1])
+
+
+for function, name in (
+    (interval, "number of steps, or time such as 90s, 15m, 2h"),
+    (positive, "whole number"),
+    (not_negative, "whole number"),
+    (number, "number"),
+):
     function.__name__ = name  # argparse shows it: "invalid whole number value"
 
 
@@ -178,16 +191,41 @@ def train_parser() -> Parser:
     group.add_argument("--lr", type=number, default=1e-4, help="peak; not scaled by the batch size")
     group.add_argument("--lr-start", type=number, default=1e-6)
     group.add_argument("--lr-end", type=number, default=1e-5)
-    group.add_argument("--update-freq", type=positive, default=1, help="forward passes an optimiser step")
+    group.add_argument(
+        "--update-freq", type=positive, default=1, metavar="N", help="micro-batches an optimiser step (default: 1)"
+    )
+    group.add_argument(
+        "--grad-cache",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="all micro-batches of a step are each other's negatives, for a second forward pass (default: with N > 1)",
+    )
+    group.add_argument(
+        "--freeze-bn", action="store_true", help="the image encoder's batch norms keep their running statistics"
+    )
     group.add_argument("--wd", type=number, default=0.1, help="not applied to norms and biases")
     group.add_argument("--betas", type=number, nargs=2, default=(0.9, 0.98))
     group.add_argument("--eps", type=number, default=1e-8)
     group.add_argument("--clip-grad", type=number, default=None, metavar="NORM")
+    group.add_argument(
+        "--on-nonfinite",
+        choices=("stop", "skip"),
+        default="stop",
+        help="on a loss that is not finite: end the run, or leave the step out and count it (default: %(default)s)",
+    )
     group.add_argument("--eval-freq", type=positive, default=1, metavar="EPOCHS")
     group.add_argument(
         "--resume", default=None, metavar="CHECKPOINT", help="default: the output folder's own checkpoint.pt, if there"
     )
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate on the validation split and stop")
+
+    group.add_argument(
+        "--save-every",
+        type=interval,
+        default="15m",
+        metavar="STEPS|TIME",
+        help="save within an epoch too: 500 (steps), 90s, 15m, 2h (default: %(default)s)",
+    )
 
     add_system(parser)
     group = parser.add_argument_group("logging")
@@ -246,6 +284,11 @@ def add_slurm(parser) -> Parser:
     return parser
 
 
+def plain(args) -> dict:
+    """The arguments as a dict of plain values, for a checkpoint that opens with weights_only."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
+
+
 def parse(parser, argv=None):
     """Parse, fill in what depends on other arguments, and refuse what cannot work together."""
     args = parser.parse_args(argv)
@@ -267,7 +310,8 @@ def parse(parser, argv=None):
             parser.error("--betas: both must be less than 1")
         if args.objective != "clip" and args.ssl_temp == 0:
             parser.error("--ssl-temp 0: the temperature must be more than 0")
-        if args.objective != "clip" and args.batch_size < 2:
+        cached = args.update_freq > 1 and args.grad_cache is not False
+        if args.objective != "clip" and args.batch_size < 2 and not cached:
             parser.error("--batch-size 1: the SimCLR loss and its batch norm need 2 or more")
         if args.objective == "simclr" and args.lock_text:
             parser.error("--lock-text: --objective simclr builds no text tower")

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,16 +16,28 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import _functional_collectives as collectives
 
 logger = logging.getLogger("medslip")
+
+
+EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: try again later
 
 
 class InputError(ValueError):
     """Something a user gave is wrong. The scripts print it as one line and exit with code 2."""
 
 
+class Interrupted(Exception):
+    """A signal ended the run, and its state is saved. `signals` are those that came, on any rank."""
+
+    def __init__(self, signals: list[signal.Signals]):
+        super().__init__(", ".join(one.name for one in signals))
+        self.signals = signals
+
+
 def run_script(main, args) -> None:
-    """Call `main(args)`; an `InputError` becomes one line on stderr and exit code 2."""
+    """Call `main(args)`; an `InputError` becomes one line on stderr and exit code 2, `Interrupted` one and 75."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
     try:
         main(args)
@@ -33,6 +47,10 @@ def run_script(main, args) -> None:
         line = str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
         sys.exit(2)  # without leaving the process group: the other ranks may wait in a collective
+    except Interrupted as stop:
+        logger.info(f"{stop}: saved; the same command again goes on")
+        logging.shutdown()
+        sys.exit(EXIT_INTERRUPTED)
     else:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -101,6 +119,15 @@ def on_rank0(function, *args, **kwargs):
     return box[0]
 
 
+def all_objects(value) -> list:
+    """Every rank's `value`, in order."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
     """(n, ...) rows of `range(rank, total, world)` on each rank -> (total, ...) in order, on every rank."""
     if world_size() == 1:
@@ -111,6 +138,15 @@ def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+
+# torch 2.15 renamed it.
+_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """(B, ...) on each rank -> (world * B, ...) on every rank; the backward sums the gradients of all ranks' losses."""
+    return _all_gather(rows.contiguous(), 0, dist.group.WORLD) if world_size() > 1 else rows
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -144,52 +180,74 @@ def seed_step(*numbers: int) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path):
-    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not."""
+    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
+
+    The file and its folder are synced, so that a machine that stops has the old file or the new one. Raises OSError.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # not every file system syncs a folder
+            sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
-def save_checkpoint(state: dict, path: Path) -> None:
-    """Write `state` so that `path` holds either the old or the new checkpoint, whole.
+def sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `atomic_file` left of a process that was killed."""
+    for path in Path(folder).glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def write_tensors(contents: dict, path: Path) -> None:
+    """torch.save to a file and sync it. Raises OSError."""
+    try:
+        with open(path, "wb") as file:  # three times as fast as by name, where torch writes in small pieces
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:  # how torch's archive writer tells of a full disk
+        if isinstance(error.__cause__ or error.__context__, OSError):
+            raise (error.__cause__ or error.__context__) from None
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+def save_tensors(contents: dict, path: Path) -> None:
+    """Write `contents` so that `path` holds either the old or the new file, whole.
 
     Raises InputError if the disk is full or cannot be written.
     """
     try:
         with atomic_file(path) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:
-        # torch's archive writer reports a full disk as RuntimeError and drops errno, so the free space is named.
-        free = shutil.disk_usage(Path(path).parent).free / 2**20
-        kept = "the checkpoint written before it is whole" if Path(path).exists() else "there is none before it"
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: the checkpoint could not be written ({reason}; {free:.0f} MiB free); {kept}: "
-            "free some space or choose another --output-dir, then run the same command again to go on"
-        ) from None
+            write_tensors(contents, temporary)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}): make room, then try again") from None
 
 
 def save_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`, atomically: a hard link, or a copy where the disk has none.
 
-    Raises InputError if the disk is full or cannot be written.
+    Raises OSError.
     """
-    try:
-        with atomic_file(target) as temporary:
-            try:
-                os.link(source, temporary)
-            except OSError:
-                shutil.copyfile(source, temporary)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}; {source} is whole") from None
+    with atomic_file(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -273,6 +331,11 @@ def amp_dtype(choice: str | None, device: torch.device) -> torch.dtype | None:
     if choice == "fp16":
         return torch.float16
     return torch.bfloat16 if choice == "bf16" or torch.cuda.is_bf16_supported(False) else torch.float16
+
+
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """Half precision -> float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):

@@ -4,8 +4,10 @@ All randomness of a sample comes from one generator of (seed, epoch, sample), so
 workers and ranks. Colour, blur and flips are left to augment.py, which applies the parameters sent along.
 """
 
+import contextlib
 import math
 import os
+import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -221,6 +223,7 @@ class EpochBatches(torch.utils.data.Sampler):
         self.share = batch_size * update_freq
         self.global_batch = self.share * world
         self.epoch = 0
+        self.first_step = 0  # of the epoch: where a resumed run goes on
 
     @property
     def steps(self) -> int:
@@ -228,11 +231,11 @@ class EpochBatches(torch.utils.data.Sampler):
         return self.total // self.global_batch
 
     def __len__(self) -> int:
-        return self.steps * (self.share // self.batch_size)
+        return (self.steps - self.first_step) * (self.share // self.batch_size)
 
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total)
-        for step in range(self.steps):
+        for step in range(self.first_step, self.steps):
             start = step * self.global_batch + self.rank * self.share
             for first in range(start, start + self.share, self.batch_size):
                 yield [(self.epoch, int(i)) for i in order[first : first + self.batch_size]]
@@ -243,16 +246,38 @@ def as_is(batch):
     return batch
 
 
-def loader(dataset, batches, workers: int, device: torch.device) -> torch.utils.data.DataLoader:
-    """A DataLoader over a batch sampler (or a list of lists of indices), workers kept between epochs."""
-    return torch.utils.data.DataLoader(
+@contextlib.contextmanager
+def loader(dataset, batches, workers: int, device: torch.device):
+    """A DataLoader over a batch sampler (or a list of lists of indices), workers kept between epochs.
+
+    A context manager, which ends the workers: they leave the signals that end a run to the process that started them.
+    """
+    made = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=as_is,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
     )
+    try:
+        yield made
+    finally:
+        iterator = made._iterator  # None without workers; there is no public way to end them
+        if iterator is not None:
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
+                if worker.is_alive():
+                    worker.kill()
+
+
+def start_worker(number: int) -> None:
+    """In a loader's process: ignore the signals of interrupt.py, and die with the process that started it."""
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, signal.SIG_IGN)
+    if hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):  # Linux
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world: int) -> list[list[int]]:

@@ -38,7 +38,7 @@ def test_a_run_writes_its_files_and_goes_on(roco, tmp_path, capsys):
     code, printed, _ = train(capsys, roco, out, "--epochs", 2, "--lr", "1e-3")
     assert code == 0 and "weights: random" in printed and "24 pairs, 2 without image" in printed
     state = read_checkpoint(out / "checkpoint.pt")
-    keys = {"epoch", "step", "model", "optimizer", "scaler", "rng", "best", "args", "tokenizer"}
+    keys = {"epoch", "step", "model", "optimizer", "scaler", "rng", "best", "args", "tokenizer", "progress"}
     assert set(state) == keys and state["epoch"] == 2 and state["step"] == 6
     assert not any(key.startswith("module.") for key in state["model"])
     assert state["args"]["arch"] == "resnet10t"

@@ -111,7 +111,8 @@ def test_samples_depend_on_seed_epoch_and_index_only(roco):
 
     def batches(seed, workers):
         data = views.TrainViews(pairs, tokens, "slip", 32, seed)
-        return next(iter(views.loader(data, [keys], workers, torch.device("cpu"))))
+        with views.loader(data, [keys], workers, torch.device("cpu")) as loader:
+            return next(iter(loader))
 
     one, two, other = batches(0, 0), batches(0, 2), batches(1, 0)
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,132 @@
+"""Checkpoints that survive: copied in the training thread, written by another, renamed into place when whole.
+
+`checkpoint.pt` is the latest, `checkpoint_previous.pt` the one before it, `checkpoint_best.pt` the best. Each is a zip
+archive of torch.save, whose CRC-32 of every record checkpoints.read verifies.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+import utils
+from utils import InputError, logger
+
+LATEST, PREVIOUS, BEST = "checkpoint.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
+PATIENCE = 300.0  # seconds that a save waits for the one before it; a network disk may hang
+
+
+class Saver:
+    """Writes the checkpoints of one run, on rank 0; elsewhere it does nothing.
+
+    `every` is (steps, seconds) between the saves that `due` asks for, either of them None. A save that fails is
+    reported and tried again with the next one; `close` raises InputError if the last one failed.
+    """
+
+    def __init__(self, folder: Path, every: tuple, step: int = 0, best: float | None = None):
+        self.folder, self.every = Path(folder), every
+        self.active = utils.rank() == 0
+        self.buffers = {}
+        self.thread, self.failure = None, None
+        self.best = best  # the score of the checkpoint_best.pt that is on the disk
+        self.saved_step, self.saved_at = step, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a save and the last one is written."""
+        steps, seconds = self.every
+        on_time = (steps and step - self.saved_step >= steps) or (
+            seconds and time.monotonic() - self.saved_at >= seconds
+        )
+        return self.active and bool(on_time) and not self.writing()
+
+    def writing(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def wait(self, seconds: float = PATIENCE) -> bool:
+        """Wait for the writer -> whether it is done."""
+        if self.thread is not None:
+            self.thread.join(seconds)
+        return not self.writing()
+
+    def save(self, state: dict, is_best: bool = False) -> None:
+        """Copy `state` and let the writer write it. The caller may change its tensors as soon as this returns."""
+        if not self.active:
+            return
+        self.saved_step, self.saved_at = state["step"], time.monotonic()
+        if not self.wait():
+            self.failure = f"the disk of {self.folder} has not answered for {PATIENCE:.0f} s"
+            logger.warning(f"{self.failure}: step {state['step']} is not saved; training goes on")
+            return
+        copied = self.copy(state, ())
+        arrived = None
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            arrived = torch.cuda.Event()
+            arrived.record()
+        # A daemon: a disk that hangs must not keep the process from ending.
+        self.thread = threading.Thread(target=self.write, args=(copied, is_best, arrived), daemon=True)
+        self.thread.start()
+
+    def copy(self, value, place: tuple):
+        """Tensors into the buffer kept for their place in the state, containers anew, the rest as it is."""
+        if isinstance(value, torch.Tensor):
+            buffer = self.buffers.get(place)
+            if buffer is None or description(buffer) != description(value):
+                # With the strides too: the optimiser's moments must lie in memory as its parameters do.
+                buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                self.buffers[place] = buffer
+            # Queued behind the step that made it; the writer waits for the event.
+            return buffer.copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self.copy(one, (*place, key)) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.copy(one, (*place, number)) for number, one in enumerate(value))
+        return value
+
+    def write(self, state: dict, is_best: bool, arrived) -> None:
+        """In the writer's thread."""
+        try:
+            if arrived is not None:
+                arrived.synchronize()
+            with utils.atomic_file(self.folder / LATEST) as temporary:
+                utils.write_tensors(state, temporary)
+                if is_best:  # first, so that a run killed in between finds the same best epoch again
+                    utils.save_copy(temporary, self.folder / BEST)
+                    self.best = state["best"]
+                with contextlib.suppress(FileNotFoundError):
+                    keep_previous(self.folder / LATEST, self.folder / PREVIOUS)
+            self.failure = None
+        except OSError as error:
+            self.failure = (
+                f"{self.folder / LATEST}: step {state['step']} could not be written ({error.strerror or error})"
+            )
+            logger.warning(f"{self.failure}; training goes on, and the next save tries again")
+
+    def close(self) -> None:
+        """Wait for the last save. Raises InputError if it could not be written."""
+        if not self.wait():
+            self.failure = f"the disk of {self.folder} has not answered for {PATIENCE:.0f} s"
+        if self.failure:
+            with contextlib.suppress(OSError):
+                kept = (self.folder / LATEST).exists()
+                self.failure += "; the checkpoint written before it is whole" if kept else "; there is none before it"
+            raise InputError(
+                f"{self.failure}: make room or give another --output-dir, then run the same command again to go on"
+            )
+
+
+def description(tensor: torch.Tensor) -> tuple:
+    return tensor.shape, tensor.dtype, tensor.stride()
+
+
+def keep_previous(latest: Path, previous: Path) -> None:
+    """Make `previous` the file that is `latest`, which stays where it is if the disk has hard links."""
+    try:
+        with utils.atomic_file(previous) as temporary:
+            os.link(latest, temporary)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        os.replace(latest, previous)
