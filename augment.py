@@ -95,11 +95,11 @@ def make_views(batch: dict, mean, std, device: torch.device) -> list[torch.Tenso
     """
     mean, std = (channels(tuple(values), device) for values in (mean, std))
     order = batch["order"].to(device, non_blocking=True)
-    params = batch["params"].to(device, non_blocking=True) if "params" in batch else None
+    params = batch["params"].to(device, non_blocking=True).to(std) if "params" in batch else None
     groups = []
     seen = 0
     for name in ("gray", "colour"):
-        pixels = batch[name].to(device, non_blocking=True).float() / 255
+        pixels = batch[name].to(device, non_blocking=True).to(torch.get_default_dtype()) / 255
         rows = None if params is None else params[order.argsort()[seen : seen + len(pixels)]]
         seen += len(pixels)
         if len(pixels) == 0:

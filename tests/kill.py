@@ -1,0 +1,131 @@
+"""Kill runs of main.py, start them again until they end, and compare their weights with an undisturbed run's.
+
+python tests/kill.py                              # 50 runs killed with SIGKILL, 20 of two ranks with SIGTERM to one
+python tests/kill.py --sigkill 2 --sigterm 1      # what the test suite does
+
+SIGKILL comes at a random moment of the run; for every second run at the first moment after it at which a checkpoint's
+temporary file is there. SIGTERM goes to one rank of two. The runs save at every step. Exit code 1 if weights differ.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import forked  # isort: skip  (before torch)
+import utils
+
+# 5 M parameters, so that a checkpoint of 66 MB is on its way most of the time.
+WORDS = "--arch test_efficientnet --text-model tiny --batch-size 8 --epochs 3 --lr 1e-3 --save-every 1".split()
+
+
+class Trials:
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.random = folder, random.Random(seed)
+        words = [*forked.TINY, *WORDS, "--root", forked.make_data(folder, 64, 8), "--workers", "1"]
+        words[words.index("--ssl-mlp-dim") + 1] = "2048"
+        self.words = words
+
+    def start(self, out: Path, world: int) -> list[int]:
+        batch = ["--batch-size", 8 // world]
+        return forked.start_ranks(world, [*self.words, *batch, "--output-dir", out], out.with_suffix(".log"))
+
+    def finish(self, out: Path, world: int) -> None:
+        """Start a run, again if need be, until it ends."""
+        for _ in range(5):
+            codes = forked.wait(self.start(out, world))
+            if not any(codes):
+                return
+        sys.exit(f"exit codes {codes}\n{out.with_suffix('.log').read_text()}")
+
+    def undisturbed(self, world: int) -> tuple[Path, float]:
+        """-> its last checkpoint, and the seconds that it took from its first step on."""
+        out = self.folder / f"whole_{world}"
+        children = self.start(out, world)
+        self.wait_for_training(out)
+        started = time.monotonic()
+        if any(forked.wait(children)):
+            sys.exit(out.with_suffix(".log").read_text())
+        return out / "checkpoint.pt", time.monotonic() - started
+
+    def wait_for_training(self, out: Path) -> None:
+        log, deadline = out.with_suffix(".log"), time.monotonic() + 120
+        while time.monotonic() < deadline and not (log.exists() and "peak lr" in log.read_text()):
+            time.sleep(0.005)
+
+    def killed(self, number: int, seconds: float) -> tuple[Path, bool]:
+        """A run killed once and finished -> its last checkpoint, and whether a temporary file was there."""
+        out = self.folder / f"killed_{number}"
+        (child,) = self.start(out, 1)
+        self.wait_for_training(out)
+        end = time.monotonic() + self.random.uniform(0, 0.9 * seconds)
+        while time.monotonic() < end or (number % 2 and not temporaries(out) and os.path.exists(f"/proc/{child}/exe")):
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+        forked.wait([child])
+        found = temporaries(out)
+        self.finish(out, 1)
+        return out / "checkpoint.pt", found
+
+    def terminated(self, number: int, seconds: float) -> tuple[Path, list[int]]:
+        """A run of two ranks, SIGTERM to one of them -> its last checkpoint, and both exit codes before."""
+        out = self.folder / f"terminated_{number}"
+        children = self.start(out, 2)
+        self.wait_for_training(out)
+        time.sleep(0.3 + self.random.uniform(0, 0.7 * seconds))
+        os.kill(self.random.choice(children), signal.SIGTERM)
+        codes = forked.wait(children)
+        self.finish(out, 2)
+        return out / "checkpoint.pt", codes
+
+
+def temporaries(out: Path) -> bool:
+    return any(out.glob(".checkpoint.pt.*.tmp"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sigkill", type=int, default=50)
+    parser.add_argument("--sigterm", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        trials = Trials(Path(folder), args.seed)
+        same = with_file = 0
+        if args.sigkill:
+            whole, seconds = trials.undisturbed(1)
+        for number in range(args.sigkill):
+            checkpoint, found = trials.killed(number, seconds)
+            same += forked.same_weights(whole, checkpoint)
+            with_file += found
+            shutil.rmtree(checkpoint.parent)
+            print(f"SIGKILL {number + 1}: same weights {same}, with a temporary file {with_file}", flush=True)
+        good &= same == args.sigkill
+        same = stopped = 0
+        if args.sigterm:
+            whole, seconds = trials.undisturbed(2)
+        for number in range(args.sigterm):
+            checkpoint, codes = trials.terminated(number, seconds)
+            same += forked.same_weights(whole, checkpoint)
+            stopped += codes == [utils.EXIT_INTERRUPTED] * 2
+            shutil.rmtree(checkpoint.parent)
+            print(
+                f"SIGTERM {number + 1}: same weights {same}, both ranks left with 75: {stopped} ({codes})", flush=True
+            )
+        good &= same == stopped == args.sigterm
+    print(
+        f"{args.sigkill} runs killed with SIGKILL, {with_file if args.sigkill else 0} with a temporary file; "
+        f"{args.sigterm} with SIGTERM to one of two ranks: "
+        + ("all ended with the weights of an undisturbed run" if good else "NOT ALL ENDED WITH THE SAME WEIGHTS")
+    )
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()
