@@ -169,13 +169,13 @@ def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
     layout = next((one for one in LAYOUTS if any(key.startswith(one.marker) for key in state)), None)
     if layout is None:
         names = ", ".join(one.name for one in LAYOUTS)
-        raise InputError(f"{path}: keys such as '{next(iter(state))}' belong to no layout known here ({names})")
+        raise InputError(f"{path}: keys such as {some([next(iter(state))])} belong to no layout known here ({names})")
     translated = {}
     for key, value in state.items():
         if key.startswith(layout.ignores):
             continue
         if not isinstance(value, torch.Tensor):
-            raise InputError(f"{path}: '{key}' is a {type(value).__name__}, not a tensor")
+            raise InputError(f"{path}: '{some([key])}' is a {type(value).__name__}, not a tensor")
         for pattern, new in layout.renames:
             renamed = re.sub(pattern, new, key)
             if renamed != key:
@@ -189,7 +189,9 @@ def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
 
 def some(keys) -> str:
     keys = sorted(keys)
-    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+    return ", ".join(repr(key)[1:-1][:120] for key in keys[:6]) + (
+        f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    )
 
 
 def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> set[str]:

@@ -133,8 +133,8 @@ def file_list(entry: dict, split: str) -> Labelled:
     """
     root = Path(entry["path"])
     images = [str(name) for name in read_array(root / f"{entry[split]}_images.npy")]
-    labels = read_array(root / f"{entry[split]}_labels.npy").tolist()
-    seen = labels if split == "train" else read_array(root / f"{entry['train']}_labels.npy").tolist()
+    labels = read_array(root / f"{entry[split]}_labels.npy")
+    seen = labels if split == "train" else read_array(root / f"{entry['train']}_labels.npy")
     if len(images) != len(labels):
         raise InputError(f"{root}/{entry[split]}_labels.npy: {len(labels)} labels for {len(images)} images")
     for row, name in enumerate(images):
@@ -156,17 +156,22 @@ def file_list(entry: dict, split: str) -> Labelled:
     return Labelled(images, np.array([numbers[label] for label in labels]), classes, patients, paths, "center256")
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> list:
+    """The strings or whole numbers of a one-dimensional .npy file. Raises InputError."""
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy's reader of headers raises whatever Python's tokenizer and parser do
         cure = "save it as an array of strings or numbers" if "pickle" in str(error) else "it is damaged"
         raise InputError(f"{path}: not a plain NumPy array: {cure}") from None
-    if array.ndim != 1 or array.dtype.kind not in "USiu":
-        raise InputError(f"{path}: expected one row of strings or whole numbers, not {array.dtype} {array.shape}")
-    return array.astype(str) if array.dtype.kind == "S" else array
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "USiu":
+        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+        raise InputError(f"{path}: expected one row of strings or whole numbers, not {what}")
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in array.tolist()]
+    except (UnicodeDecodeError, SystemError, ValueError):  # code points that are none
+        raise InputError(f"{path}: holds strings that are not Unicode: it is damaged") from None
 
 
 def special_set(entry: dict, split: str) -> Labelled:

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help and a wro
 
 import math
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -27,9 +28,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, Stratifi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import augment
 import checkpoints
 import datasets
+import features
+import interrupt
 import metrics
 import models
 import utils
@@ -78,12 +80,18 @@ def main(args) -> None:
 
     dtype = utils.amp_dtype(args.amp, device)
     workers = views.default_workers(world) if args.workers is None else args.workers
-    features = {split: extract(model, data, args, device, dtype, workers) for split, data in splits.items()}
+    partial = out / "partial_features"
+    with interrupt.StopRequest() as stop:
+        found = {
+            split: features.extract(model, data, args, device, dtype, workers, partial / split, stop)
+            for split, data in splits.items()
+        }
     if utils.rank() != 0:
         return
     fit = {"logistic": fit_logistic, "sgd": fit_sgd}[probe]
-    predict, selected = fit(features["train"].numpy(), train, args)
-    report(args, out, train, test, features, predict(features["test"].numpy()), selected, device)
+    predict, selected = fit(found["train"].numpy(), train, args)
+    report(args, out, train, test, found, predict(found["test"].numpy()), selected, device)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_pretrained(args) -> tuple[dict | None, str | None]:
@@ -123,31 +131,7 @@ def load_split(args, entry: dict, split: str) -> datasets.Labelled:
     return data
 
 
-@torch.no_grad()
-def extract(model, data, args, device, dtype, workers) -> torch.Tensor:
-    """Features (N, D) float32 of all images, on the CPU; each rank encodes its share, every rank gets all."""
-    dataset = views.WholeImages(data.read, None, args.image_size, data.fit)
-    batches = views.rank_batches(len(data), args.batch_size, utils.rank(), utils.world_size())
-    mean, std = models.mean_std(args.normalize, args.arch)
-    projected = args.features == "projected"
-    rows = []
-    progress = utils.Progress(len(batches), args.print_freq, "features")
-    with views.loader(dataset, batches, workers, device) as loader:
-        for batch in loader:
-            (pixels,) = augment.make_views(batch, mean, std, device)
-            with utils.autocast(device, dtype):
-                rows.append(model.encode_image(pixels, projected).float())
-            progress.step(len(pixels), dict)
-    progress.close()
-    width = models.EMBED_DIM if projected else model.image_projection.in_features
-    mine = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
-    features = utils.gather_rows(mine, len(data)).cpu()
-    if not features.isfinite().all():
-        raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
-    return features
-
-
-def fit_logistic(features: np.ndarray, data, args):
+def fit_logistic(rows: np.ndarray, data, args):
     """Logistic regression on standardised features; C by the log loss of 5 folds within the training split.
 
     Folds are stratified by class and keep a patient's images together. Returns (features -> probabilities), selected.
@@ -163,7 +147,7 @@ def fit_logistic(features: np.ndarray, data, args):
     everything = set(data.labels)
     while folds >= 2:  # grouped folds may miss a class: fewer then
         splitter = make(folds, shuffle=True, random_state=args.seed)
-        cv = list(splitter.split(features, data.labels, data.patients))
+        cv = list(splitter.split(rows, data.labels, data.patients))
         if all(set(data.labels[part]) == everything for pair in cv for part in pair):
             break
         folds -= 1
@@ -176,20 +160,20 @@ def fit_logistic(features: np.ndarray, data, args):
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        search.fit(features.astype(np.float64), data.labels)
+        search.fit(rows.astype(np.float64), data.labels)
     chosen = float(search.best_params_["logisticregression__C"])
     if chosen in (GRID[0], GRID[-1]):
         logger.warning(f"C {chosen:g} is at the end of the grid")
 
-    def predict(rows):
-        probabilities = np.zeros((len(rows), len(data.classes)))
-        probabilities[:, search.classes_] = search.predict_proba(rows.astype(np.float64))
+    def predict(unseen):
+        probabilities = np.zeros((len(unseen), len(data.classes)))
+        probabilities[:, search.classes_] = search.predict_proba(unseen.astype(np.float64))
         return probabilities
 
     return predict, {"probe": "logistic", "C": chosen, "folds": folds, "cv_log_loss": -float(search.best_score_)}
 
 
-def fit_sgd(features: np.ndarray, data, args):
+def fit_sgd(table: np.ndarray, data, args):
     """SLIP's main_linear.py on the cached features: SGD with momentum, a cosine per epoch, no choice by test data.
 
     The learning rate is --lr times batch size / 256, whatever the number of devices.
@@ -198,7 +182,7 @@ def fit_sgd(features: np.ndarray, data, args):
     epochs, lr, momentum, decay = (
         value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
     )
-    rows, labels = torch.from_numpy(features), torch.from_numpy(data.labels).long()
+    rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
     classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
     torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
     torch.nn.init.zeros_(classifier.bias)
@@ -213,13 +197,13 @@ def fit_sgd(features: np.ndarray, data, args):
             optimizer.step()
 
     @torch.no_grad()
-    def predict(rows):
-        return F.softmax(classifier(torch.from_numpy(rows)).double(), dim=1).numpy()
+    def predict(unseen):
+        return F.softmax(classifier(torch.from_numpy(unseen)).double(), dim=1).numpy()
 
     return predict, {"probe": "sgd", "epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
 
 
-def report(args, out, train, test, features, probabilities, selected, device) -> None:
+def report(args, out, train, test, found, probabilities, selected, device) -> None:
     """Write results.json, predictions.csv, features.pt and the plots; print the Markdown row."""
     from tools.plots import plot_confusion, plot_roc
 
@@ -249,7 +233,7 @@ def report(args, out, train, test, features, probabilities, selected, device) ->
         }
     )
     utils.write_text(out / "predictions.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.17g"))
-    saved = {split: {"features": features[split], "labels": torch.from_numpy(data.labels), "ids": data.ids}
+    saved = {split: {"features": found[split], "labels": torch.from_numpy(data.labels), "ids": data.ids}
              for split, data in (("train", train), ("test", test))}  # fmt: skip
     utils.save_tensors({**saved, "classes": test.classes}, out / "features.pt")
     title = f"{args.dataset}: {name}"

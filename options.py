@@ -120,6 +120,13 @@ def add_system(parser):
     )
     group.add_argument("-p", "--print-freq", type=positive, default=10, metavar="STEPS")
     group.add_argument("--seed", type=not_negative, default=0)
+    group.add_argument(
+        "--save-every",
+        type=interval,
+        default="15m",
+        metavar="STEPS|TIME",
+        help="save in between too: 500 (steps), 90s, 15m, 2h (default: %(default)s)",
+    )
     group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     group.add_argument(
         "--amp", choices=("bf16", "fp16", "off"), default=None, help="mixed precision (default: the device's best)"
@@ -218,14 +225,6 @@ def train_parser() -> Parser:
         "--resume", default=None, metavar="CHECKPOINT", help="default: the output folder's own checkpoint.pt, if there"
     )
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate on the validation split and stop")
-
-    group.add_argument(
-        "--save-every",
-        type=interval,
-        default="15m",
-        metavar="STEPS|TIME",
-        help="save within an epoch too: 500 (steps), 90s, 15m, 2h (default: %(default)s)",
-    )
 
     add_system(parser)
     group = parser.add_argument_group("logging")

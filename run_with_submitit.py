@@ -11,13 +11,17 @@ if __name__ == "__main__":  # before the heavy imports, so that --help and a wro
 import contextlib
 import copy
 import importlib
+import signal
 import sys
+import time
 from pathlib import Path
 
 import cloudpickle
 import submitit
 
 from utils import InputError
+
+SLURM_SECONDS = 120  # within which Slurm ends the processes of a job that it requeues or cancels
 
 
 class Job:
@@ -42,7 +46,22 @@ class Job:
         job = submitit.JobEnvironment()
         # The environment's own folder has %j filled in; SUBMITIT_FOLDER has not.
         args.output_dir = str(args.output_dir or job.paths.folder).replace("%j", str(job.job_id))
-        utils.run_script(module.main, args)
+        # submitit's own, which asks Slurm for another turn. main catches the signal first, to end at a step.
+        requeue = signal.getsignal(job._usr_sig())
+
+        def main(args):
+            try:
+                module.main(args)
+            except utils.Interrupted as stop:
+                if job._usr_sig() in stop.signals and job.global_rank == 0 and callable(requeue):
+                    requeue(job._usr_sig(), None)  # exits
+                if job.cluster == "slurm":
+                    # Leaving would end the job for good. Rank 0 is asking for its requeue, or, after a SIGTERM, Slurm
+                    # itself is about to cancel or to pre-empt it: all is saved, so it may end this process.
+                    time.sleep(SLURM_SECONDS)
+                raise
+
+        utils.run_script(main, args)
 
     def checkpoint(self):
         """Called before a pre-emption or time limit: the same job again."""

@@ -26,6 +26,8 @@ CLIP_SCALE, SSL_SCALE = (0.5, 1.0), (0.08, 1.0)  # area of the crop, SLIP's main
 
 def read_image(path: str) -> Image.Image:
     """Decode a file to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -64,6 +66,8 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
 
 def looks_whole(path: str) -> bool:
     """Whether a JPEG or PNG file starts and ends as one; other formats are decoded."""
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(8)

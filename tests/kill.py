@@ -21,7 +21,9 @@ import forked  # isort: skip  (before torch)
 import utils
 
 # 5 M parameters, so that a checkpoint of 66 MB is on its way most of the time.
-WORDS = "--arch test_efficientnet --text-model tiny --batch-size 8 --epochs 3 --lr 1e-3 --save-every 1".split()
+STEPS = 24
+WORDS = "--arch test_efficientnet --text-model tiny --epochs 3 --lr 1e-3 --save-every 1 --print-freq 1".split()
+NOT_WAITED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 class Trials:
@@ -43,41 +45,44 @@ class Trials:
                 return
         sys.exit(f"exit codes {codes}\n{out.with_suffix('.log').read_text()}")
 
-    def undisturbed(self, world: int) -> tuple[Path, float]:
-        """-> its last checkpoint, and the seconds that it took from its first step on."""
+    def undisturbed(self, world: int) -> Path:
+        """-> its last checkpoint."""
         out = self.folder / f"whole_{world}"
-        children = self.start(out, world)
-        self.wait_for_training(out)
-        started = time.monotonic()
-        if any(forked.wait(children)):
-            sys.exit(out.with_suffix(".log").read_text())
-        return out / "checkpoint.pt", time.monotonic() - started
+        self.finish(out, world)
+        return out / "checkpoint.pt"
 
-    def wait_for_training(self, out: Path) -> None:
-        log, deadline = out.with_suffix(".log"), time.monotonic() + 120
-        while time.monotonic() < deadline and not (log.exists() and "peak lr" in log.read_text()):
-            time.sleep(0.005)
+    def wait_for_moment(self, out: Path) -> None:
+        """Until a random step of the run is done, and a random moment of the next."""
+        log, step, deadline = out.with_suffix(".log"), self.random.randrange(STEPS - 2), time.monotonic() + 120
+        begun = f" {STEPS // 3} steps an epoch"
+        while time.monotonic() < deadline:
+            text = log.read_text() if log.exists() else ""
+            if begun in text and text.count(" samples/s  left ") >= step:
+                break
+            time.sleep(0.002)
+        time.sleep(self.random.uniform(0, 0.2))
 
-    def killed(self, number: int, seconds: float) -> tuple[Path, bool]:
+    def killed(self, number: int) -> tuple[Path, bool]:
         """A run killed once and finished -> its last checkpoint, and whether a temporary file was there."""
         out = self.folder / f"killed_{number}"
         (child,) = self.start(out, 1)
-        self.wait_for_training(out)
-        end = time.monotonic() + self.random.uniform(0, 0.9 * seconds)
-        while time.monotonic() < end or (number % 2 and not temporaries(out) and os.path.exists(f"/proc/{child}/exe")):
+        self.wait_for_moment(out)
+        while number % 2 and not temporaries(out) and os.waitid(os.P_PID, child, NOT_WAITED) is None:
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
-        forked.wait([child])
+        if forked.wait([child]) != [-signal.SIGKILL]:  # it had ended
+            shutil.rmtree(out)
+            out.with_suffix(".log").unlink()
+            return self.killed(number)
         found = temporaries(out)
         self.finish(out, 1)
         return out / "checkpoint.pt", found
 
-    def terminated(self, number: int, seconds: float) -> tuple[Path, list[int]]:
+    def terminated(self, number: int) -> tuple[Path, list[int]]:
         """A run of two ranks, SIGTERM to one of them -> its last checkpoint, and both exit codes before."""
         out = self.folder / f"terminated_{number}"
         children = self.start(out, 2)
-        self.wait_for_training(out)
-        time.sleep(0.3 + self.random.uniform(0, 0.7 * seconds))
+        self.wait_for_moment(out)
         os.kill(self.random.choice(children), signal.SIGTERM)
         codes = forked.wait(children)
         self.finish(out, 2)
@@ -99,9 +104,9 @@ def main() -> None:
         trials = Trials(Path(folder), args.seed)
         same = with_file = 0
         if args.sigkill:
-            whole, seconds = trials.undisturbed(1)
+            whole = trials.undisturbed(1)
         for number in range(args.sigkill):
-            checkpoint, found = trials.killed(number, seconds)
+            checkpoint, found = trials.killed(number)
             same += forked.same_weights(whole, checkpoint)
             with_file += found
             shutil.rmtree(checkpoint.parent)
@@ -109,9 +114,9 @@ def main() -> None:
         good &= same == args.sigkill
         same = stopped = 0
         if args.sigterm:
-            whole, seconds = trials.undisturbed(2)
+            whole = trials.undisturbed(2)
         for number in range(args.sigterm):
-            checkpoint, codes = trials.terminated(number, seconds)
+            checkpoint, codes = trials.terminated(number)
             same += forked.same_weights(whole, checkpoint)
             stopped += codes == [utils.EXIT_INTERRUPTED] * 2
             shutil.rmtree(checkpoint.parent)

@@ -1,0 +1,104 @@
+"""Features of a frozen encoder, extracted once; an extraction that was interrupted goes on where it was."""
+
+import itertools
+import time
+import zlib
+from pathlib import Path
+
+import torch
+
+import augment
+import checkpoints
+import models
+import utils
+import views
+from utils import InputError, Interrupted, logger
+
+
+@torch.no_grad()
+def extract(model, data, args, device, dtype, workers: int, folder: Path, stop) -> torch.Tensor:
+    """Features (N, D) float32 of all images, on the CPU; each rank encodes its share, every rank gets all.
+
+    What is done is kept in `folder` at intervals (--save-every), and when `stop` (interrupt.StopRequest) asks to
+    leave; the same encoder on the same images then begins with it. Raises Interrupted, or InputError if features are
+    not finite.
+    """
+    batches = views.rank_batches(len(data), args.batch_size, utils.rank(), utils.world_size())
+    kept = Shards(folder / f"{utils.rank()}_of_{utils.world_size()}", identity(model, data, args, dtype))
+    rows = [kept.rows] if len(kept.rows) else []
+    done = -(-len(kept.rows) // args.batch_size)
+    if done:
+        logger.info(f"going on with {done} of {len(batches)} batches of features in {folder}")
+    most = max(utils.all_objects(len(batches) - done))  # every rank asks `stop` as often
+    dataset = views.WholeImages(data.read, None, args.image_size, data.fit)
+    norm = models.mean_std(args.normalize, args.arch)
+    projected = args.features == "projected"
+    progress = utils.Progress(len(batches), args.print_freq, "features", done)
+    new, saved_at = [], time.monotonic()
+    every_steps, every_seconds = args.save_every
+    with views.loader(dataset, batches[done:], workers, device) as loader:
+        for batch in itertools.islice(itertools.chain(loader, itertools.repeat(None)), most):
+            if stop.check():
+                kept.add(new)
+                utils.all_objects(None)  # a launcher ends all ranks when one has left
+                raise Interrupted(stop.signals)
+            if batch is None:
+                continue
+            (pixels,) = augment.make_views(batch, *norm, device)
+            with utils.autocast(device, dtype):
+                new.append(model.encode_image(pixels, projected).float())
+            rows.append(new[-1])
+            progress.step(len(pixels), dict)
+            if len(new) == every_steps or (every_seconds and time.monotonic() - saved_at >= every_seconds):
+                kept.add(new)
+                new, saved_at = [], time.monotonic()
+    progress.close()
+    width = models.EMBED_DIM if projected else model.image_projection.in_features
+    mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(0, width, device=device)
+    features = utils.gather_rows(mine, len(data)).cpu()
+    if not features.isfinite().all():
+        raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
+    return features
+
+
+def identity(model, data, args, dtype) -> str:
+    """What the features depend on: the weights, the images' names, and how they are shown to the encoder."""
+    weights = 0
+    for tensor in model.state_dict().values():
+        weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), weights)
+    names = zlib.crc32("\n".join(data.ids).encode())
+    settings = (args.arch, args.features, args.normalize, args.image_size, args.batch_size, str(dtype), data.fit)
+    return f"{weights:08x} {names:08x} {settings}"
+
+
+class Shards:
+    """Rows that were extracted before, in numbered files of a folder; `rows` are those that go with `key`."""
+
+    def __init__(self, folder: Path, key: str):
+        self.folder, self.key, self.count = folder, key, 0
+        found = []
+        while (path := self.path()).exists():
+            try:
+                contents = checkpoints.read(path)
+            except InputError as error:
+                logger.warning(str(error))
+                break
+            if contents.get("key") != key:
+                break
+            found.append(contents["rows"])
+            self.count += 1
+        self.rows = torch.cat(found) if found else torch.zeros(0)
+
+    def path(self) -> Path:
+        return self.folder / f"{self.count:05d}.pt"
+
+    def add(self, rows: list[torch.Tensor]) -> None:
+        """Write more rows; a disk that refuses costs no more than the time to extract them again."""
+        if not rows:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            utils.save_tensors({"key": self.key, "rows": torch.cat(rows).cpu()}, self.path())
+            self.count += 1
+        except (OSError, InputError) as error:
+            logger.warning(f"{error}; the extraction goes on")
