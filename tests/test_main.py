@@ -3,10 +3,8 @@
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -70,22 +68,6 @@ def test_a_run_writes_its_files_and_goes_on(roco, tmp_path, capsys):
 def command(root, out, *more):
     words = ("main.py", "--root", root, "--output-dir", out, *SMALL, *more)
     return [sys.executable, *(str(word) for word in words)]
-
-
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(roco, tmp_path, capsys):
-    out = tmp_path / "killed"
-    epochs = ("--epochs", "12", "--lr", "1e-3")
-    with subprocess.Popen(command(roco, out, *epochs), cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and 1 <= read_checkpoint(out / "checkpoint.pt")["epoch"] < 12
-    assert train(capsys, roco, out, *epochs)[0] == 0
-    assert train(capsys, roco, tmp_path / "whole", *epochs)[0] == 0
-    one, two = (read_checkpoint(folder / "checkpoint.pt") for folder in (out, tmp_path / "whole"))
-    assert all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
-    assert [line["epoch"] for line in log_lines(out)] == list(range(12))
 
 
 @pytest.mark.parametrize("more", [("--objective", "clip", "--update-freq", "2", "--clip-grad", "1", "--lock-text"),

@@ -1,9 +1,13 @@
 """The launchers on this machine: submitit's local cluster runs the same job as Slurm would."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import timm
 import torch
@@ -30,24 +34,32 @@ def test_slips_own_linear_command(folders, tmp_path):
     assert "| vit_tiny_patch16_224 (checkpoint.pt) |" in done.stdout
 
 
-def test_two_tasks_train_together(roco, tmp_path):
-    words = (
-        "--root",
-        roco,
-        *SMALL,
-        "--batch-size",
-        "4",
-        "--epochs",
-        "1",
-        "--ngpus",
-        "2",
-        "--job_dir",
-        tmp_path / "job",
-    )
-    done = run(tmp_path, "run_with_submitit.py", *words)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "a step takes 8 pairs (4 a device x 2 devices x 1)" in done.stdout
-    assert torch.load(tmp_path / "job" / "checkpoint.pt", weights_only=True)["epoch"] == 1
+def tasks(folder) -> list[int]:
+    """The processes of a local job, by their command line."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = one.read_bytes().split(b"\0")
+            if b"submitit.core._submit" in words and str(folder).encode() in words:
+                found.append(int(one.parent.name))
+    return found
+
+
+def test_two_tasks_train_together_and_come_back_after_a_signal_to_one(roco, tmp_path):
+    job = tmp_path / "job"
+    words = ("--root", roco, *SMALL, "--batch-size", "4", "--epochs", "6", "--ngpus", "2", "--job_dir", job)
+    command = [sys.executable, str(REPOSITORY / "run_with_submitit.py"), "--cluster", "local", *map(str, words)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as launcher:
+        while not (job / "log.txt").exists() and launcher.poll() is None:
+            time.sleep(0.05)
+        running = tasks(job)
+        assert len(running) == 2
+        os.kill(running[-1], signal.SIGUSR2)
+        printed = launcher.communicate(timeout=200)[0]
+    assert launcher.returncode == 0, printed
+    assert "a step takes 8 pairs (4 a device x 2 devices x 1)" in printed
+    assert "SIGUSR2: stopping" in "".join(path.read_text() for path in job.glob("*log*")) and "going on with" in printed
+    assert torch.load(job / "checkpoint.pt", weights_only=True)["epoch"] == 6
 
 
 def test_a_failed_job_is_one_line(tmp_path):

@@ -1,0 +1,194 @@
+"""Runs that are killed, interrupted, damaged or cut off from their disk, and that go on with other micro-batches."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, run_cli
+from test_main import command, log_lines, read_checkpoint, train
+
+import checkpoints
+import main_linear
+import options
+import saver
+from utils import EXIT_INTERRUPTED, InputError
+
+
+def script(name, *words):
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tests" / name), *words], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_same_run_on_other_numbers_of_processes():
+    assert "every bar is met" in script("equality.py", "--short")
+
+
+def test_killed_runs_end_with_the_weights_of_undisturbed_ones():
+    assert "all ended with the weights" in script("kill.py", "--sigkill", "1", "--sigterm", "1")
+
+
+def signal_when(there, number=signal.SIGTERM):
+    """Send this process a signal as soon as `there()`."""
+
+    def wait():
+        deadline = time.monotonic() + 60
+        while not there() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait).start()
+
+
+def same_model(one, two):
+    one, two = read_checkpoint(one)["model"], read_checkpoint(two)["model"]
+    return all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_a_run_between_two_steps(roco, tmp_path, capsys, number):
+    words = ("--epochs", 4, "--lr", "1e-3", "--print-freq", 1)
+    out = tmp_path / "interrupted"
+    signal_when(lambda: (out / "log.txt").exists() and log_lines(out), number)
+    before = signal.getsignal(number)
+    code, printed, _ = train(capsys, roco, out, *words)
+    assert code == EXIT_INTERRUPTED and f"{number.name}: saved" in printed
+    signal.signal(number, before)  # an interrupted process leaves it ignored
+    state = read_checkpoint(out / "checkpoint.pt")
+    assert 1 <= state["epoch"] < 4
+    code, printed, _ = train(capsys, roco, out, *words)
+    assert code == 0 and "going on with" in printed
+    assert train(capsys, roco, tmp_path / "whole", *words)[0] == 0
+    assert same_model(out / "checkpoint.pt", tmp_path / "whole" / "checkpoint.pt")
+    lines, whole = log_lines(out), log_lines(tmp_path / "whole")
+    assert [line["train_loss"] for line in lines] == [line["train_loss"] for line in whole]
+
+
+def test_ctrl_c_leaves_no_worker_and_a_second_signal_ends_at_once(roco, tmp_path):
+    """A shell's Ctrl-C goes to the whole group, the loader's workers too."""
+    out = tmp_path / "out"
+    words = command(roco, out, "--epochs", "500", "--workers", "2")
+    with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        while not (out / "log.txt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == EXIT_INTERRUPTED
+    with pytest.raises(ProcessLookupError):  # nobody is left in the group
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    code = (
+        "import os, signal, time, interrupt\n"
+        "interrupt.PATIENCE = 0.5\n"
+        "with interrupt.StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(stop.check()[0].name, flush=True); time.sleep(0.6); os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGUSR1, "SIGTERM\n")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(roco, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(capsys, roco, out, "--epochs", 2)[0] == 0
+    latest, previous = out / "checkpoint.pt", out / "checkpoint_previous.pt"
+    assert read_checkpoint(previous)["epoch"] == 1
+    whole = latest.read_bytes()
+    altered = bytearray(whole)
+    altered[len(whole) // 2] ^= 1
+    for contents in (bytes(altered), whole[:-1000], b""):
+        latest.write_bytes(contents)
+        code, printed, _ = train(capsys, roco, out, "--epochs", 1)
+        assert code == 0 and f"{latest}: cut short or altered" in printed and "going on with the one before" in printed
+    previous.write_bytes(previous.read_bytes()[:-1])
+    code, _, errors = train(capsys, roco, out, "--epochs", 2)
+    assert code == 2 and "there is no other checkpoint" in errors and len(errors.strip().splitlines()) == 1
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoints.read(previous)
+
+
+def state(step, best=None):
+    return {"step": step, "best": best, "model": {"w": torch.full((3,), float(step)).expand(2, 3).clone()}}
+
+
+def test_a_disk_that_goes_away_is_tried_again(tmp_path, capsys):
+    """A folder that is not there stands for the mount that vanished: the same error from the same call."""
+    folder = tmp_path / "run"
+    keeper = saver.Saver(folder, (1, None))
+    keeper.save(state(1))
+    with pytest.raises(InputError, match="step 1 could not be written"):
+        keeper.close()
+    folder.mkdir()
+    keeper.save(state(2, best=0.5), is_best=True)
+    keeper.save(state(3, best=0.5))
+    keeper.close()
+    steps = {name: read_checkpoint(folder / name)["step"] for name in (saver.LATEST, saver.PREVIOUS, saver.BEST)}
+    assert steps == {saver.LATEST: 3, saver.PREVIOUS: 2, saver.BEST: 2}
+    assert keeper.best == 0.5 and len(list(folder.iterdir())) == 3
+    assert not keeper.due(3) and keeper.due(4)
+
+
+def test_the_caller_may_change_its_tensors_at_once(tmp_path):
+    keeper = saver.Saver(tmp_path, (None, 60.0))
+    one = state(1)
+    one["model"]["w"] = torch.zeros(4000, 1000).t()
+    keeper.save(one)
+    one["model"]["w"].fill_(7)
+    keeper.close()
+    assert read_checkpoint(tmp_path / saver.LATEST)["model"]["w"].abs().max() == 0
+    assert read_checkpoint(tmp_path / saver.LATEST)["model"]["w"].stride() == (1, 1000)
+
+
+def test_another_batch_size_keeps_the_global_batch(roco, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(capsys, roco, out, "--epochs", 1)[0] == 0
+    code, printed, _ = train(capsys, roco, out, "--epochs", 2, "--batch-size", 4, "--freeze-bn")
+    assert code == 0 and "--update-freq is 2" in printed and "a step takes 8 pairs (4 a device" in printed
+    assert read_checkpoint(out / "checkpoint.pt")["step"] == 6
+    code, _, errors = train(capsys, roco, out, "--epochs", 3, "--batch-size", 5)
+    assert code == 2 and "--batch-size 5 does not divide that: 1, 2, 4, 8 would" in errors
+
+
+def test_an_epoch_is_not_finished_on_other_pairs(roco, tmp_path, capsys):
+    out = tmp_path / "out"
+    signal_when(lambda: (out / "checkpoint.pt").exists())
+    before = signal.getsignal(signal.SIGTERM)
+    code, *_ = train(capsys, roco, out, "--epochs", 50, "--save-every", 1)
+    signal.signal(signal.SIGTERM, before)
+    assert code == EXIT_INTERRUPTED
+    captions = roco / "train" / "radiology" / "captions.txt"
+    captions.write_text(captions.read_text().replace("mass", "cyst", 1))
+    contents = read_checkpoint(out / "checkpoint.pt")
+    code, printed, errors = train(capsys, roco, out, "--epochs", contents["epoch"] + 1)
+    if contents["progress"]["step_in_epoch"]:
+        assert code == 2 and "training pairs are not those" in errors
+    else:
+        assert code == 0 and "training pairs are not those" in printed
+
+
+def test_an_interrupted_extraction_goes_on(folders, tmp_path, capsys):
+    words = ("--catalog", folders, "--dataset", "imagenet", "--arch", "resnet10t", "--pretrained", "none")
+    words += ("--image-size", "32", "--device", "cpu", "--workers", "0", "--batch-size", "1", "--save-every", "1")
+
+    def probe(out):
+        return run_cli(capsys, main_linear.main, options.linear_parser, *words, "--output-dir", out)
+
+    out = tmp_path / "interrupted"
+    signal_when(lambda: list(out.glob("partial_features/train/0_of_1/00001.pt")))
+    before = signal.getsignal(signal.SIGTERM)
+    code, *_ = probe(out)
+    signal.signal(signal.SIGTERM, before)
+    assert code == EXIT_INTERRUPTED
+    code, printed, _ = probe(out)
+    assert code == 0 and re.search(r"going on with \d+ of 24 batches", printed)
+    assert probe(tmp_path / "whole")[0] == 0
+    assert (out / "predictions.csv").read_text() == (tmp_path / "whole" / "predictions.csv").read_text()
+    assert not (out / "partial_features").exists()
