@@ -9,6 +9,7 @@ import io
 import re
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,8 @@ def read(path: str | Path) -> dict:
                 if members:
                     source = io.BytesIO(archive.read(members[0]))  # in memory: no path of the archive is written
         # The pickled argparse Namespace of SLIP's checkpoints is plain data; nothing else is let through.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that it may not know
             contents = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own kinds
         unsafe = "Unsupported global" in str(error) or "weights_only" in str(error)

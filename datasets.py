@@ -66,29 +66,34 @@ def find_entry(catalog: str, name: str, root: str | None = None) -> dict:
         entries = json.loads(read_text(catalog))
     except json.JSONDecodeError as error:
         raise InputError(f"{catalog}, line {error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise InputError(f"{catalog}: not a catalog: nested too deep") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{catalog}: not a catalog: {str(error)[:80]}") from None
     if not isinstance(entries, dict):
         raise InputError(f"{catalog}: not a catalog: expected an object of name: entry")
     if name not in entries:
-        raise InputError(f"{catalog}: no entry '{name}', only {', '.join(entries)}: correct --dataset or add it")
+        raise InputError(f"{catalog}: no entry '{name}', only {some(entries)}: correct --dataset or add it")
     entry = entries[name]
     where = f"{catalog}, entry '{name}'"
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
         raise InputError(f"{where}: expected an object of strings")
     kind = entry.get("type")
     if kind not in TYPES:
-        raise InputError(f"{where}: the type '{kind}' is not one of {', '.join(TYPES)}")
+        raise InputError(f"{where}: the type '{some([kind])}' is not one of {', '.join(TYPES)}")
     required, optional = TYPES[kind]
     absent = [key for key in required if key not in entry and not (key == "path" and root)]
     unknown = [key for key in entry if key not in ("type", "path", *required, *optional)]
     if absent or unknown:
-        parts = [f"{word} {', '.join(keys)}" for word, keys in (("lacks", absent), ("does not know", unknown)) if keys]
+        parts = [f"{word} {some(keys)}" for word, keys in (("lacks", absent), ("does not know", unknown)) if keys]
         raise InputError(f"{where}: type '{kind}' {' and '.join(parts)}")
     if kind == "special" and name not in SPECIAL:
         raise InputError(f"{where}: a special set is one of {', '.join(SPECIAL)}")
     path = Path(root) if root else Path(catalog).absolute().parent / Path(entry["path"]).expanduser()
     return {**entry, "name": name, "path": str(path.expanduser().absolute())}
+
+
+def some(names) -> str:
+    names = [repr(name)[1:-1][:60] for name in names]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def labelled_set(entry: dict, split: str) -> Labelled:
@@ -168,10 +173,14 @@ def read_array(path: Path) -> list:
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "USiu":
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise InputError(f"{path}: expected one row of strings or whole numbers, not {what}")
-    try:
-        return [value.decode() if isinstance(value, bytes) else value for value in array.tolist()]
-    except (UnicodeDecodeError, SystemError, ValueError):  # code points that are none
-        raise InputError(f"{path}: holds strings that are not Unicode: it is damaged") from None
+    if array.dtype.kind == "U":  # NumPy does not look at the code points of a file, and Python then breaks on them
+        codes = np.ascontiguousarray(array).view(f"{array.dtype.byteorder}u4") if array.dtype.itemsize else array[:0]
+        damaged = bool(((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any()) if len(codes) else False
+    else:
+        damaged = array.dtype.kind == "S" and not all(value.isascii() for value in array.tolist())
+    if damaged:
+        raise InputError(f"{path}: holds strings that are no text: it is damaged")
+    return [value.decode() if isinstance(value, bytes) else value for value in array.tolist()]
 
 
 def special_set(entry: dict, split: str) -> Labelled:

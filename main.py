@@ -117,6 +117,7 @@ def main(args) -> None:
         if resumed is not None:
             step.load_state_dict(resumed["progress"])
         keeper = saver.Saver(out, args.save_every, epoch * batches.steps + first_step, best)
+        step.before_update = keeper.wait_for_copy
         stop = stack.enter_context(interrupt.StopRequest())
 
         def state(step_in_epoch: int) -> dict:

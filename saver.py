@@ -1,4 +1,4 @@
-"""Checkpoints that survive: copied in the training thread, written by another, renamed into place when whole.
+"""Checkpoints that survive: copied and written by a thread of their own, renamed into place when whole.
 
 `checkpoint.pt` is the latest, `checkpoint_previous.pt` the one before it, `checkpoint_best.pt` the best. Each is a zip
 archive of torch.save, whose CRC-32 of every record checkpoints.read verifies.
@@ -17,6 +17,7 @@ from utils import InputError, logger
 
 LATEST, PREVIOUS, BEST = "checkpoint.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 PATIENCE = 300.0  # seconds that a save waits for the one before it; a network disk may hang
+LARGE = 1 << 20  # bytes; only parameters and moments are as large, and these change in the optimiser's update alone
 
 
 class Saver:
@@ -29,7 +30,9 @@ class Saver:
     def __init__(self, folder: Path, every: tuple, step: int = 0, best: float | None = None):
         self.folder, self.every = Path(folder), every
         self.active = utils.rank() == 0
-        self.buffers = {}
+        self.buffers, self.later = {}, []
+        self.copied = threading.Event()
+        self.copied.set()
         self.thread, self.failure = None, None
         self.best = best  # the score of the checkpoint_best.pt that is on the disk
         self.saved_step, self.saved_at = step, time.monotonic()
@@ -52,7 +55,7 @@ class Saver:
         return not self.writing()
 
     def save(self, state: dict, is_best: bool = False) -> None:
-        """Copy `state` and let the writer write it. The caller may change its tensors as soon as this returns."""
+        """Let the writer write `state`, as it is now: call `wait_for_copy` before the large tensors are changed."""
         if not self.active:
             return
         self.saved_step, self.saved_at = state["step"], time.monotonic()
@@ -60,7 +63,9 @@ class Saver:
             self.failure = f"the disk of {self.folder} has not answered for {PATIENCE:.0f} s"
             logger.warning(f"{self.failure}: step {state['step']} is not saved; training goes on")
             return
+        self.later = []
         copied = self.copy(state, ())
+        self.copied.clear()
         arrived = None
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             arrived = torch.cuda.Event()
@@ -68,6 +73,13 @@ class Saver:
         # A daemon: a disk that hangs must not keep the process from ending.
         self.thread = threading.Thread(target=self.write, args=(copied, is_best, arrived), daemon=True)
         self.thread.start()
+
+    def wait_for_copy(self) -> None:
+        """Before the optimiser's update: until the writer has its own copy of the parameters and moments.
+
+        They do not change in between, so that it copies them during the next forward and backward pass.
+        """
+        self.copied.wait()
 
     def copy(self, value, place: tuple):
         """Tensors into the buffer kept for their place in the state, containers anew, the rest as it is."""
@@ -77,7 +89,10 @@ class Saver:
                 # With the strides too: the optimiser's moments must lie in memory as its parameters do.
                 buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
                 self.buffers[place] = buffer
-            # Queued behind the step that made it; the writer waits for the event.
+            if not value.is_cuda and value.nbytes >= LARGE:
+                self.later.append((buffer, value.detach()))
+                return buffer
+            # On a GPU queued behind the step that made it; the writer waits for the event.
             return buffer.copy_(value.detach(), non_blocking=True)
         if isinstance(value, dict):
             return {key: self.copy(one, (*place, key)) for key, one in value.items()}
@@ -88,6 +103,10 @@ class Saver:
     def write(self, state: dict, is_best: bool, arrived) -> None:
         """In the writer's thread."""
         try:
+            for buffer, value in self.later:
+                buffer.copy_(value)
+            self.later = []
+            self.copied.set()
             if arrived is not None:
                 arrived.synchronize()
             with utils.atomic_file(self.folder / LATEST) as temporary:
@@ -103,6 +122,8 @@ class Saver:
                 f"{self.folder / LATEST}: step {state['step']} could not be written ({error.strerror or error})"
             )
             logger.warning(f"{self.failure}; training goes on, and the next save tries again")
+        finally:
+            self.copied.set()
 
     def close(self) -> None:
         """Wait for the last save. Raises InputError if it could not be written."""

@@ -64,6 +64,7 @@ class TrainStep:
         self.keys, self.totals = (), None  # the losses' names; their sums over the epoch's finite steps, and the count
         self.pending, self.lag = deque(), 2 if device.type == "cuda" else 0
         self.skipped = self.in_a_row = 0
+        self.before_update = lambda: None  # called when the parameters are about to change
 
     def __call__(self, batches: list[dict], epoch: int, step: int, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -153,6 +154,7 @@ class TrainStep:
 
         -> whether it was finite (bool scalar) and the gradient's norm, both on the device.
         """
+        self.before_update()
         scaled = self.scaler.is_enabled()
         finite = values.isfinite().all()
         if scaled and self.args.clip_grad:

@@ -136,13 +136,17 @@ def test_a_disk_that_goes_away_is_tried_again(tmp_path, capsys):
     assert not keeper.due(3) and keeper.due(4)
 
 
-def test_the_caller_may_change_its_tensors_at_once(tmp_path):
+def test_what_was_saved_is_what_was_there(tmp_path):
     keeper = saver.Saver(tmp_path, (None, 60.0))
     one = state(1)
     one["model"]["w"] = torch.zeros(4000, 1000).t()
+    one["model"]["small"] = torch.zeros(3)
     keeper.save(one)
+    one["model"]["small"].fill_(7)
+    keeper.wait_for_copy()
     one["model"]["w"].fill_(7)
     keeper.close()
+    assert read_checkpoint(tmp_path / saver.LATEST)["model"]["small"].max() == 0
     assert read_checkpoint(tmp_path / saver.LATEST)["model"]["w"].abs().max() == 0
     assert read_checkpoint(tmp_path / saver.LATEST)["model"]["w"].stride() == (1, 1000)
 
