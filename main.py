@@ -279,7 +279,9 @@ def distribute(model, device):
     # On the CPU its buckets must stay as they are laid out at first, which this flag does: new ones after the first
     # step would sum in another order, and a resumed run would differ from an undisturbed one in the last bit.
     still = device.type == "cpu"
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    warnings.filterwarnings(
+        "ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning
+    )  # new in 2.15
     return DistributedDataParallel(
         norms.synchronise(model, device), device_ids=None if still else [device.index],
         broadcast_buffers=False, find_unused_parameters=still,
