@@ -104,10 +104,9 @@ def make_views(batch: dict, mean, std, device: torch.device) -> list[torch.Tenso
         seen += len(pixels)
         if len(pixels) == 0:
             continue
-        views = []
-        for number, view in enumerate(pixels.unbind(1)):
-            augmented = params is not None and not (pixels.shape[1] % 2 and number == 0)
-            view = apply(view, rows[:, number]) if augmented else view
-            views.append((view - mean) / std)
-        groups.append(views)
+        if params is not None:
+            first = pixels.shape[1] % 2
+            augmented = apply(pixels[:, first:].flatten(0, 1), rows[:, first:].flatten(0, 1))
+            pixels = torch.cat([pixels[:, :first], augmented.unflatten(0, (len(pixels), -1))], dim=1)
+        groups.append([(view - mean) / std for view in pixels.unbind(1)])
     return [torch.cat(parts)[order] for parts in zip(*groups, strict=True)]

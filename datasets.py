@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cbis import cbis_table
+from images import Picture, as_picture, read_image, to_gray_or_rgb
 from roco import Pairs, read_pairs, roco_table
 from utils import InputError, read_text
-from views import read_image, to_gray_or_rgb
 
 __all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "read_pairs", "roco_table"]
 
@@ -46,9 +45,9 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, i: int) -> Image.Image:
+    def __getitem__(self, i: int) -> Picture:
         image = self.images[i]
-        return read_image(image) if isinstance(image, str) else to_gray_or_rgb(image[0])
+        return as_picture(read_image(image) if isinstance(image, str) else to_gray_or_rgb(image[0]))
 
     def without(self, broken: set[str]) -> "Labelled":
         keep = [i for i, image in enumerate(self.images) if not isinstance(image, str) or image not in broken]

@@ -16,8 +16,8 @@ from utils import InputError, Interrupted, logger
 
 
 @torch.no_grad()
-def extract(model, data, args, device, dtype, workers: int, folder: Path, stop) -> torch.Tensor:
-    """Features (N, D) float32 of all images, on the CPU; each rank encodes its share, every rank gets all.
+def extract(model, data, pictures, args, device, dtype, workers: int, folder: Path, stop) -> torch.Tensor:
+    """Features (N, D) float32 of the `pictures` of `data`, on the CPU; each rank encodes its share, all get all.
 
     What is done is kept in `folder` at intervals (--save-every), and when `stop` (interrupt.StopRequest) asks to
     leave; the same encoder on the same images then begins with it. Raises Interrupted, or InputError if features are
@@ -30,7 +30,7 @@ def extract(model, data, args, device, dtype, workers: int, folder: Path, stop) 
     if done:
         logger.info(f"going on with {done} of {len(batches)} batches of features in {folder}")
     most = max(utils.all_objects(len(batches) - done))  # every rank asks `stop` as often
-    dataset = views.WholeImages(data.read, None, args.image_size, data.fit)
+    dataset = views.WholeImages(pictures, None, args.image_size, data.fit)
     norm = models.mean_std(args.normalize, args.arch)
     projected = args.features == "projected"
     progress = utils.Progress(len(batches), args.print_freq, "features", done)
@@ -67,7 +67,16 @@ def identity(model, data, args, dtype) -> str:
     for tensor in model.state_dict().values():
         weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), weights)
     names = zlib.crc32("\n".join(data.ids).encode())
-    settings = (args.arch, args.features, args.normalize, args.image_size, args.batch_size, str(dtype), data.fit)
+    settings = (
+        args.arch,
+        args.features,
+        args.normalize,
+        args.image_size,
+        args.batch_size,
+        str(dtype),
+        data.fit,
+        args.cache == "none",
+    )
     return f"{weights:08x} {names:08x} {settings}"
 
 

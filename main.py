@@ -20,8 +20,10 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+import cache
 import checkpoints
 import datasets
+import images
 import interrupt
 import logs
 import losses
@@ -76,7 +78,8 @@ def main(args) -> None:
         val_loader = None
         if val_pairs is not None:
             val_tokens = make_tokens(args, tokenizer, val_pairs)
-            val_loader = retrieval.validation_loader(args, val_pairs, val_tokens, workers, device)
+            val_pictures = make_pictures(args, val_pairs, "validation")
+            val_loader = retrieval.validation_loader(args, val_pictures, val_tokens, workers, device)
             val_loader = stack.enter_context(val_loader)
         if args.evaluate:
             if val_loader is None:
@@ -107,7 +110,9 @@ def main(args) -> None:
             )
 
         tokens = make_tokens(args, tokenizer, train_pairs)
-        views_of_pairs = views.TrainViews(train_pairs, tokens, args.objective, args.image_size, args.seed)
+        views_of_pairs = views.TrainViews(
+            make_pictures(args, train_pairs, "train"), tokens, args.objective, args.image_size, args.seed
+        )
         loader = stack.enter_context(views.loader(views_of_pairs, batches, workers, device))
         step = TrainStep(
             network, losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale), optimizer, scaler, args,
@@ -205,7 +210,7 @@ def load_pairs(args, root: str, split: str):
     pairs = datasets.read_pairs(root, split, None if validation else args.metadata, args.subset, optional=validation)
     if pairs is None:
         return None, {}
-    broken = views.unreadable((pairs.path(i) for i in range(len(pairs))), decode=args.skip_broken)
+    broken = images.unreadable((pairs.path(i) for i in range(len(pairs))), decode=args.skip_broken)
     if broken and not args.skip_broken:
         for why in list(broken.values())[:20]:
             logger.info(why)
@@ -241,6 +246,11 @@ def make_tokens(args, tokenizer, pairs):
     return text.Tokens(tokenizer, pairs.captions, args.context_length, pad_to)
 
 
+def make_pictures(args, pairs, split: str):
+    name = f"{args.dataset}-{split}"
+    return cache.pictures(args.cache, pairs.root, name, pairs.path, len(pairs), args.image_size)
+
+
 def make_model(args, resumed, resumed_path, tokenizer, device):
     """The model with its initial weights, on the device, its towers locked or frozen as asked."""
     model = models.create_model(
@@ -270,7 +280,7 @@ def make_model(args, resumed, resumed_path, tokenizer, device):
     if args.compile:
         model.image_encoder.compile()
         if tokenizer:
-            model.text_encoder.compile()
+            model.text_encoder.compile(dynamic=True)  # captions differ in length
     return model
 
 

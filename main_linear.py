@@ -28,9 +28,11 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, Stratifi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import cache
 import checkpoints
 import datasets
 import features
+import images
 import interrupt
 import metrics
 import models
@@ -83,7 +85,9 @@ def main(args) -> None:
     partial = out / "partial_features"
     with interrupt.StopRequest() as stop:
         found = {
-            split: features.extract(model, data, args, device, dtype, workers, partial / split, stop)
+            split: features.extract(
+                model, data, pictures(args, entry, split, data), args, device, dtype, workers, partial / split, stop
+            )
             for split, data in splits.items()
         }
     if utils.rank() != 0:
@@ -116,7 +120,7 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
 def load_split(args, entry: dict, split: str) -> datasets.Labelled:
     """A split whose images can all be read, or with --skip-broken what is left of it."""
     data = datasets.labelled_set(entry, split)
-    broken = views.unreadable((image for image in data.images if isinstance(image, str)), decode=args.skip_broken)
+    broken = images.unreadable((image for image in data.images if isinstance(image, str)), decode=args.skip_broken)
     if broken and not args.skip_broken:
         raise InputError(next(iter(broken.values())) + (f" ({len(broken)} such files)" if len(broken) > 1 else ""))
     for reason in broken.values():
@@ -129,6 +133,17 @@ def load_split(args, entry: dict, split: str) -> datasets.Labelled:
     if split == "train" and np.count_nonzero(counts) < 2:
         raise InputError(f"{entry['path']}: the training split has fewer than two classes")
     return data
+
+
+def pictures(args, entry: dict, split: str, data):
+    """The pictures of a split, from a cache if --cache asks for one."""
+    if args.cache == "none":
+        return data
+    if not isinstance(data.images[0], str):
+        logger.warning(f"--cache: not for type '{entry['type']}', whose images are no files of their own")
+        return data
+    path = data.images.__getitem__
+    return cache.pictures(args.cache, entry["path"], f"{args.dataset}-{split}", path, len(data), args.image_size)
 
 
 def fit_logistic(rows: np.ndarray, data, args):

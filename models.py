@@ -167,18 +167,26 @@ class MedSLIP(nn.Module):
             pooled = (tokens * mask).sum(dim=1) / mask.sum(dim=1)
         return self.text_projection(pooled) if projected else pooled
 
-    def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None) -> dict:
+    def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, text_order=None) -> dict:
         """Pooled features of what is given, before any projection: `image`, `text`, `aug1`, `aug2`, (B, width) each.
 
-        Each view goes through the encoder on its own, so that batch norms see one view at a time.
+        The captions come whole or in chunks (lists) of like length, see text.Tokens.batch. All views go through the
+        encoder at once, unless it has batch norms that train: those see one view at a time.
         """
         features = {}
-        if image is not None:
-            features["image"] = self.encode_image(image, projected=False)
-            features["text"] = self.encode_text(input_ids, attention_mask, projected=False)
-        if aug1 is not None:
-            features["aug1"] = self.encode_image(aug1, projected=False)
-            features["aug2"] = self.encode_image(aug2, projected=False)
+        pixels = {name: x for name, x in (("image", image), ("aug1", aug1), ("aug2", aug2)) if x is not None}
+        if any(norm.training for norm in batch_norms(self.image_encoder)):
+            features = {name: self.encode_image(x, projected=False) for name, x in pixels.items()}
+        else:
+            together = self.encode_image(torch.cat(list(pixels.values())), projected=False)
+            features = dict(zip(pixels, together.split([len(x) for x in pixels.values()]), strict=True))
+        if input_ids is not None:
+            if torch.is_tensor(input_ids):
+                input_ids, attention_mask = [input_ids], [attention_mask]
+            chunks = [
+                self.encode_text(*chunk, projected=False) for chunk in zip(input_ids, attention_mask, strict=True)
+            ]
+            features["text"] = torch.cat(chunks) if text_order is None else torch.cat(chunks)[text_order]
         return features
 
     def project(self, features: dict) -> dict:
@@ -194,14 +202,15 @@ class MedSLIP(nn.Module):
         return outputs
 
     def forward(
-        self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, project=True, anchor=False
-    ) -> dict:
+        self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, text_order=None,
+        project=True, anchor=False,
+    ) -> dict:  # fmt: skip
         """`encode`, then `project`: features and embeddings in one dict; with `project=False` the features alone.
 
         `anchor` adds a zero that depends on every parameter outside of the encoders, so that
         DistributedDataParallel, which waits for each parameter's gradient, finds them in this pass too.
         """
-        outputs = self.encode(image, input_ids, attention_mask, aug1, aug2)
+        outputs = self.encode(image, input_ids, attention_mask, aug1, aug2, text_order)
         if project:
             outputs |= self.project(outputs)
         if anchor:

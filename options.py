@@ -69,7 +69,7 @@ for function, name in (
     function.__name__ = name  # argparse shows it: "invalid whole number value"
 
 
-def add_data(parser, dataset):
+def add_data(parser, dataset, cache):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default=dataset, help="a name in the catalog (default: %(default)s)")
     group.add_argument("--catalog", default=str(Path(__file__).with_name("dataset_catalog.json")), metavar="FILE")
@@ -78,6 +78,13 @@ def add_data(parser, dataset):
     )
     group.add_argument(
         "--image-size", type=positive, default=None, metavar="PIXELS", help="default: the checkpoint's, or 224"
+    )
+    group.add_argument(
+        "--cache",
+        default=cache,
+        metavar="auto|none|FOLDER",
+        help="keep decoded pictures: beside the data or in the user's cache folder if it fits the disk, nowhere, or "
+        "in FOLDER (default: %(default)s)",
     )
     group.add_argument(
         "--skip-broken",
@@ -146,7 +153,7 @@ def train_parser() -> Parser:
         description="Fine-tune a MedCLIP or timm encoder on image-caption pairs (CLIP + SimCLR).",
         allow_abbrev=False,
     )
-    add_data(parser, dataset="roco")
+    add_data(parser, dataset="roco", cache="auto")
     group = parser.add_argument_group("captions")
     group.add_argument(
         "--metadata",
@@ -236,7 +243,7 @@ def train_parser() -> Parser:
 def linear_parser() -> Parser:
     """The arguments of main_linear.py."""
     parser = Parser(prog="main_linear.py", description="Linear probe of a frozen image encoder.", allow_abbrev=False)
-    add_data(parser, dataset="cbis_calc")
+    add_data(parser, dataset="cbis_calc", cache="none")  # a figure does not depend on it
     add_model(parser)
     group = parser.add_argument_group("probe")
     group.add_argument(

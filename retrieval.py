@@ -15,18 +15,18 @@ from step import model_inputs
 from utils import InputError
 
 
-def validation_loader(args, pairs, tokens, workers: int, device):
-    """A context manager: batches of this rank's share of the validation pairs, as many on every rank or one less."""
+def validation_loader(args, pictures, tokens, workers: int, device):
+    """A context manager: batches of this rank's share of the validation set, as many on every rank or one less."""
     world = utils.world_size()
     if args.objective == "simclr":
-        batch_size = min(args.batch_size, len(pairs) // world)
+        batch_size = min(args.batch_size, len(pictures) // world)
         if batch_size < 2:
-            raise InputError(f"{len(pairs)} validation pairs are too few for {world} devices")
-        batches = views.EpochBatches(len(pairs), batch_size, 1, utils.rank(), world, args.seed)
-        dataset = views.TrainViews(pairs, None, "simclr", args.image_size, args.seed)
+            raise InputError(f"{len(pictures)} validation pairs are too few for {world} devices")
+        batches = views.EpochBatches(len(pictures), batch_size, 1, utils.rank(), world, args.seed)
+        dataset = views.TrainViews(pictures, None, "simclr", args.image_size, args.seed)
         return views.loader(dataset, batches, workers, device)
-    dataset = views.WholeImages(lambda i: views.read_image(pairs.path(i)), tokens, args.image_size, "center")
-    batches = views.rank_batches(len(pairs), args.batch_size, utils.rank(), world)
+    dataset = views.WholeImages(pictures, tokens, args.image_size, "center")
+    batches = views.rank_batches(len(pictures), args.batch_size, utils.rank(), world)
     return views.loader(dataset, batches, workers, device)
 
 

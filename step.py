@@ -28,7 +28,8 @@ def model_inputs(batch: dict, objective: str, mean, std, device) -> dict:
     if objective != "simclr":
         inputs["image"] = made.pop(0)
         for name in ("input_ids", "attention_mask"):
-            inputs[name] = batch[name].to(device, non_blocking=True)
+            inputs[name] = [chunk.to(device, non_blocking=True) for chunk in batch[name]]
+        inputs["text_order"] = batch["text_order"].to(device, non_blocking=True)
     if made:
         inputs["aug1"], inputs["aug2"] = made
     return inputs

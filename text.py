@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFa
 from options import BIO_CLINICAL_BERT
 from utils import InputError
 
+CHUNKS, CHUNK_ROWS = 8, 8  # of a batch's captions, by length: most chunks, and rows that each should have
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -84,13 +85,26 @@ class Tokens:
         self.ids = np.concatenate(parts)
         self.offsets = np.cumsum(np.concatenate(lengths))
 
-    def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> (B, T) int64 ids and attention mask, padded to the batch's longest caption or to `pad_to`."""
-        rows = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        width = self.pad_to or max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
-        mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = torch.from_numpy(row)
-            mask[number, : len(row)] = 1
-        return ids, mask
+    def rows(self, indices) -> list[np.ndarray]:
+        return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+
+    def batch(self, indices) -> dict:
+        """-> `input_ids` and `attention_mask`, lists of (b, t) int64, and `text_order` (B,).
+
+        Captions of like length share a chunk and are padded to its longest: CHUNKS of them, or fewer for a batch of
+        less than CHUNK_ROWS rows each; one, of `pad_to` tokens, if that is given. `text_order` puts the
+        concatenated chunks back in order.
+        """
+        rows = self.rows(indices)
+        lengths = np.array([len(row) for row in rows])
+        order = np.argsort(lengths, kind="stable")
+        count = 1 if self.pad_to else min(CHUNKS, -(-len(rows) // CHUNK_ROWS))
+        batch = {"input_ids": [], "attention_mask": [], "text_order": torch.from_numpy(np.argsort(order))}
+        for chunk in np.array_split(order, count):
+            width = self.pad_to or lengths[chunk].max()
+            mask = np.arange(width) < lengths[chunk][:, None]
+            ids = np.full(mask.shape, self.pad_id, np.int64)
+            ids[mask] = np.concatenate([rows[i] for i in chunk])
+            batch["input_ids"].append(torch.from_numpy(ids))
+            batch["attention_mask"].append(torch.from_numpy(mask.astype(np.int64)))
+        return batch

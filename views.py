@@ -1,4 +1,4 @@
-"""From files to batches: decode once, crop every view, and draw every parameter of every view in the worker.
+"""From pictures to batches: crop every view, and draw every parameter of every view in the worker.
 
 All randomness of a sample comes from one generator of (seed, epoch, sample), so a batch is the same on any number of
 workers and ranks. Colour, blur and flips are left to augment.py, which applies the parameters sent along.
@@ -8,14 +8,14 @@ import contextlib
 import math
 import os
 import signal
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+import sys
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from utils import InputError
+from images import Picture
 
 # Columns of a view's parameters: the crop in pixels of the image, then augment.py's. An operation that is not
 # applied has its neutral value. `ORDER` starts four columns, the order of the jitter's four operations.
@@ -23,81 +23,7 @@ LEFT, TOP, WIDTH, HEIGHT, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, SI
 N_PARAMS = 15
 CLIP_SCALE, SSL_SCALE = (0.5, 1.0), (0.08, 1.0)  # area of the crop, SLIP's main.py and datasets.py
 
-
-def read_image(path: str) -> Image.Image:
-    """Decode a file to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return to_gray_or_rgb(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: the image is not there any more") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller or remove it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, MemoryError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise InputError(
-            f"{path}: the image cannot be read ({reason}): download it again or remove it, or pass --skip-broken"
-        ) from None
-
-
-def to_gray_or_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's -> "L" or "RGB"; 16 bits keep their high byte, transparency is laid on black."""
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
-        pixels = np.asarray(image).astype(np.float32)
-        if image.mode != "F" and pixels.max(initial=0) > 255:
-            pixels = pixels / 257
-        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    image = image.convert("RGB")
-    red, green, blue = image.split()
-    pixels = np.asarray(green)
-    same = np.array_equal(np.asarray(red), pixels) and np.array_equal(pixels, np.asarray(blue))
-    return green if same else image
-
-
-def looks_whole(path: str) -> bool:
-    """Whether a JPEG or PNG file starts and ends as one; other formats are decoded."""
-    if not os.path.isfile(path):
-        return False
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            file.seek(-min(32, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            end = file.read()
-    except OSError:
-        return False
-    if start[:3] == b"\xff\xd8\xff":
-        return b"\xff\xd9" in end
-    return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
-
-
-def unreadable(paths, decode: bool = False) -> dict[str, str]:
-    """{path: reason} of the files that are cut short or no images, found by their ends; suspects are decoded.
-
-    With `decode` every file is decoded, which also finds damage inside.
-    """
-
-    def reason(path):
-        if not decode and looks_whole(path):
-            return None
-        try:
-            read_image(path)
-        except InputError as error:
-            return str(error)
-        return None
-
-    paths = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(16) as pool:
-        return {path: why for path, why in zip(paths, pool.map(reason, paths), strict=True) if why}
+cv2.setNumThreads(0)  # the loader's processes are the threads
 
 
 def draw_crop(rng: np.random.Generator, width: int, height: int, scale) -> tuple[int, int, int, int]:
@@ -135,25 +61,48 @@ def draw_view(rng: np.random.Generator, width: int, height: int, scale, ssl: boo
     return row
 
 
-def crop(image: Image.Image, row: np.ndarray, size: int) -> np.ndarray:
-    """Cut a view's box and resize it (bilinear, antialiased) -> (C, size, size) uint8."""
-    left, top, width, height = (int(value) for value in row[LEFT : HEIGHT + 1])
-    return planes(image.crop((left, top, left + width, top + height)).resize((size, size), Image.BILINEAR))
+def halvings(picture: Picture, size: int) -> Picture:
+    """Add levels of half the size until no crop that fills `size` needs to shrink by two."""
+    levels, scales = list(picture.levels), list(picture.scales)
+    while min(levels[-1].shape[:2]) >= 2 * size:
+        height, width = (side // 2 for side in levels[-1].shape[:2])
+        even = levels[-1][: 2 * height, : 2 * width]  # the mean of 2 x 2 pixels is then fast
+        levels.append(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA))
+        scales.append((scales[-1][0] / 2, scales[-1][1] / 2))
+    return picture._replace(levels=levels, scales=scales)
 
 
-def whole(image: Image.Image, size: int, fit: str) -> np.ndarray:
+def crop(picture: Picture, row: np.ndarray, size: int) -> np.ndarray:
+    """Cut a view's box and resize it -> (C, size, size) uint8.
+
+    Bilinear from the smallest level in which no side of the box is below `size`: averaged down first, then sampled,
+    as a texture is from its mipmaps (Williams, SIGGRAPH 1983).
+    """
+    left, top, width, height = row[LEFT : HEIGHT + 1].tolist()
+    for (x, y), level in zip(reversed(picture.scales), reversed(picture.levels), strict=True):  # noqa: B007
+        if min(width * x, height * y) >= size:
+            break
+    x_step, y_step = width * x / size, height * y / size
+    matrix = np.array([[x_step, 0, left * x + (x_step - 1) / 2], [0, y_step, top * y + (y_step - 1) / 2]])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return planes(cv2.warpAffine(level, matrix, (size, size), flags=how, borderMode=cv2.BORDER_REPLICATE))
+
+
+def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
     """The view for evaluation (C, size, size) uint8: "squash" to the square; "center", the middle of the shorter
-    side at `size`; "center256", at size * 8/7 as SLIP's linear probe."""
+    side at `size`; "center256", at size * 8/7 as SLIP's linear probe. Bilinear, antialiased."""
+    short = round(size * 8 / 7) if fit == "center256" else size
+    level = next((one for one in reversed(picture.levels) if min(one.shape[:2]) >= short), picture.levels[0])
+    image = Image.fromarray(level)
     if fit == "squash":
         return planes(image.resize((size, size), Image.BILINEAR))
-    short = round(size * 8 / 7) if fit == "center256" else size
-    scale = short / min(image.size)
-    image = image.resize([max(short, round(side * scale)) for side in image.size], Image.BILINEAR)
+    scale = short / min(picture.width, picture.height)
+    image = image.resize([max(short, round(side * scale)) for side in (picture.width, picture.height)], Image.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return planes(image.crop((left, top, left + size, top + size)))
 
 
-def planes(image: Image.Image) -> np.ndarray:
+def planes(image) -> np.ndarray:
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -177,18 +126,18 @@ def pack(samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
 class TrainViews(torch.utils.data.Dataset):
     """The training batches of an objective: (epoch, sample) pairs -> packed crops, parameters and token ids."""
 
-    def __init__(self, pairs, tokens, objective: str, image_size: int, seed: int):
-        self.pairs, self.tokens, self.image_size, self.seed = pairs, tokens, image_size, seed
+    def __init__(self, pictures, tokens, objective: str, image_size: int, seed: int):
+        self.pictures, self.tokens, self.image_size, self.seed = pictures, tokens, image_size, seed
         self.scales = {"clip": (CLIP_SCALE,), "simclr": (SSL_SCALE,) * 2}.get(
             objective, (CLIP_SCALE, *(SSL_SCALE,) * 2)
         )
 
     def sample(self, epoch: int, i: int) -> tuple[np.ndarray, np.ndarray]:
         """-> crops (V, C, S, S) uint8 and parameters (V, N_PARAMS); the CLIP view first, then SimCLR's two."""
-        image = read_image(self.pairs.path(i))
+        picture = halvings(self.pictures[i], self.image_size)
         rng = np.random.default_rng((self.seed, epoch, i))
-        rows = [draw_view(rng, *image.size, scale, ssl=scale is SSL_SCALE) for scale in self.scales]
-        return np.stack([crop(image, row, self.image_size) for row in rows]), np.stack(rows)
+        rows = [draw_view(rng, picture.width, picture.height, scale, ssl=scale is SSL_SCALE) for scale in self.scales]
+        return np.stack([crop(picture, row, self.image_size) for row in rows]), np.stack(rows)
 
     def __getitems__(self, keys) -> dict[str, torch.Tensor]:
         crops, rows = zip(*(self.sample(*key) for key in keys), strict=True)
@@ -198,20 +147,20 @@ class TrainViews(torch.utils.data.Dataset):
             "sample": torch.tensor([i for _, i in keys]),
         }
         if self.tokens is not None:
-            batch["input_ids"], batch["attention_mask"] = self.tokens.batch([i for _, i in keys])
+            batch |= self.tokens.batch([i for _, i in keys])
         return batch
 
 
 class WholeImages(torch.utils.data.Dataset):
-    """Batches for evaluation: one uncropped or centred view of `read(i)`, and the captions' tokens if there are any."""
+    """Batches for evaluation: one whole or centred view of each picture, and the captions' tokens."""
 
-    def __init__(self, read, tokens, image_size: int, fit: str):
-        self.read, self.tokens, self.image_size, self.fit = read, tokens, image_size, fit
+    def __init__(self, pictures, tokens, image_size: int, fit: str):
+        self.pictures, self.tokens, self.image_size, self.fit = pictures, tokens, image_size, fit
 
     def __getitems__(self, indices) -> dict[str, torch.Tensor]:
-        batch = pack([whole(self.read(i), self.image_size, self.fit)[None] for i in indices])
+        batch = pack([whole(self.pictures[i], self.image_size, self.fit)[None] for i in indices])
         if self.tokens is not None:
-            batch["input_ids"], batch["attention_mask"] = self.tokens.batch(indices)
+            batch |= self.tokens.batch(indices)
         return batch
 
 
@@ -264,6 +213,8 @@ def loader(dataset, batches, workers: int, device: torch.device):
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
+        # Forked workers share the index and the captions' tokens.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     try:
         yield made

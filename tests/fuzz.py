@@ -33,7 +33,7 @@ from PIL.PngImagePlugin import PngInfo
 import checkpoints
 import datasets
 import models
-import views
+import images
 from tools.make_phantoms import make_phantoms
 from utils import InputError
 
@@ -183,8 +183,8 @@ class Kinds:
             contents[16:24] = (60_000).to_bytes(4, "big") * 2
             path.write_bytes(contents)
         self.changed(path, changes)
-        views.unreadable([str(path)])
-        assert views.read_image(str(path)).mode in ("L", "RGB")
+        images.unreadable([str(path)])
+        assert images.read_image(str(path)).mode in ("L", "RGB")
 
     def jpeg(self, rng, changes) -> None:
         self.image("jpg", rng, changes, quality=90)
@@ -314,7 +314,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.inner:  # under coverage, whose report comes last
         with tempfile.TemporaryDirectory() as folder:
-            data, readers = f"--data-file={folder}/coverage", "roco.py,cbis.py,datasets.py,checkpoints.py,views.py"
+            data, readers = f"--data-file={folder}/coverage", "roco.py,cbis.py,datasets.py,checkpoints.py,images.py"
             words = [sys.executable, "-m", "coverage", "run", "--branch", data, f"--include={readers}", __file__]
             words += ["--inner", f"--count={args.count}", f"--seed={args.seed}"]
             code = subprocess.run(words, cwd=REPOSITORY).returncode

@@ -52,7 +52,7 @@ def test_image_folder(folders):
     entry = datasets.find_entry(str(folders), "imagenet")
     data = datasets.labelled_set(entry, "test")
     assert data.classes == ["bright", "dark"] and len(data) == 12 and data.patients is None
-    assert data.read(0).mode == "L" and data.labels.tolist() == [0] * 6 + [1] * 6
+    assert data[0].levels[0].ndim == 2 and data.labels.tolist() == [0] * 6 + [1] * 6
     smaller = data.without({data.images[0]})
     assert len(smaller) == 11 and smaller.ids[0] == data.ids[1] and smaller.labels.sum() == 6
 
@@ -75,7 +75,7 @@ def test_file_list(tmp_path):
     assert (
         train.classes == ["sick", "well"] and train.labels.tolist() == [0, 1, 0] and train.patients == ["7", "7", "8"]
     )
-    assert test.labels.tolist() == [1] and test.patients is None and test.read(0).size == (60, 48)
+    assert test.labels.tolist() == [1] and test.patients is None and test[0][:2] == (60, 48)
     make_list(root, np.array(["b.png"]), np.array(["dead"]), "val")
     with pytest.raises(InputError, match=r"val_labels\.npy, row 0: 'dead' is no class"):
         datasets.labelled_set(entry, "test")
@@ -103,7 +103,7 @@ def test_special_from_torchvisions_own_files(tmp_path):
     assert torchvision.datasets.MNIST(tmp_path, train=True)
     entry = datasets.find_entry(catalog(tmp_path, {"mnist": {"path": ".", "type": "special"}}), "mnist")
     data = datasets.labelled_set(entry, "test")
-    assert len(data) == 10 and len(data.classes) == 10 and data.read(3).mode == "L" and data.ids[0] == "test_00000"
+    assert len(data) == 10 and len(data.classes) == 10 and data[3].levels[0].ndim == 2 and data.ids[0] == "test_00000"
 
 
 def test_a_set_without_classes(tmp_path):

@@ -45,5 +45,5 @@ def test_accepted_or_refused_in_one_line(readers, kind):
 def test_a_pipe_among_the_images_is_refused(tmp_path):
     os.mkfifo(tmp_path / "image.jpg")
     with pytest.raises(fuzz.InputError, match="not a file"):
-        fuzz.views.read_image(str(tmp_path / "image.jpg"))
-    assert fuzz.views.unreadable([str(tmp_path / "image.jpg")])
+        fuzz.images.read_image(str(tmp_path / "image.jpg"))
+    assert fuzz.images.unreadable([str(tmp_path / "image.jpg")])
