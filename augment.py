@@ -104,8 +104,8 @@ def make_views(batch: dict, mean, std, device: torch.device) -> list[torch.Tenso
         seen += len(pixels)
         if len(pixels) == 0:
             continue
-        if params is not None:
-            first = pixels.shape[1] % 2
+        first = pixels.shape[1] % 2
+        if params is not None and pixels.shape[1] > first:
             augmented = apply(pixels[:, first:].flatten(0, 1), rows[:, first:].flatten(0, 1))
             pixels = torch.cat([pixels[:, :first], augmented.unflatten(0, (len(pixels), -1))], dim=1)
         groups.append([(view - mean) / std for view in pixels.unbind(1)])

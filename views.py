@@ -72,8 +72,8 @@ def halvings(picture: Picture, size: int) -> Picture:
     return picture._replace(levels=levels, scales=scales)
 
 
-def crop(picture: Picture, row: np.ndarray, size: int) -> np.ndarray:
-    """Cut a view's box and resize it -> (C, size, size) uint8.
+def crop(picture: Picture, row: np.ndarray, size: int, out: np.ndarray) -> None:
+    """Cut a view's box and resize it into `out`, (size, size) or (size, size, 3) uint8.
 
     Bilinear from the smallest level in which no side of the box is below `size`: averaged down first, then sampled,
     as a texture is from its mipmaps (Williams, SIGGRAPH 1983).
@@ -85,42 +85,44 @@ def crop(picture: Picture, row: np.ndarray, size: int) -> np.ndarray:
     x_step, y_step = width * x / size, height * y / size
     matrix = np.array([[x_step, 0, left * x + (x_step - 1) / 2], [0, y_step, top * y + (y_step - 1) / 2]])
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return planes(cv2.warpAffine(level, matrix, (size, size), flags=how, borderMode=cv2.BORDER_REPLICATE))
+    cv2.warpAffine(level, matrix, (size, size), out, flags=how, borderMode=cv2.BORDER_REPLICATE)
 
 
 def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
-    """The view for evaluation (C, size, size) uint8: "squash" to the square; "center", the middle of the shorter
-    side at `size`; "center256", at size * 8/7 as SLIP's linear probe. Bilinear, antialiased."""
+    """The view for evaluation, (size, size) or (size, size, 3) uint8, bilinear and antialiased: "squash" to the square;
+    "center", the middle of the shorter side at `size`; "center256", at size * 8/7 as SLIP's linear probe."""
     short = round(size * 8 / 7) if fit == "center256" else size
     level = next((one for one in reversed(picture.levels) if min(one.shape[:2]) >= short), picture.levels[0])
     image = Image.fromarray(level)
     if fit == "squash":
-        return planes(image.resize((size, size), Image.BILINEAR))
+        return np.asarray(image.resize((size, size), Image.BILINEAR))
     scale = short / min(picture.width, picture.height)
     image = image.resize([max(short, round(side * scale)) for side in (picture.width, picture.height)], Image.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return planes(image.crop((left, top, left + size, top + size)))
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def planes(image) -> np.ndarray:
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+def pack(pictures, n: int, views: int, size: int, fill) -> dict[str, torch.Tensor]:
+    """The views of n pictures, taken one at a time -> `gray` (n1, V, 1, S, S), `colour` (n3, V, 3, S, S), `order` (n,).
 
-
-def pack(samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    """n samples (V, 1 or 3, S, S) uint8 -> `gray` (n1, V, 1, S, S), `colour` (n3, V, 3, S, S) and `order` (n,).
-
-    Radiographs are nearly all gray: they travel as one plane. `order` puts torch.cat([gray, colour]) back in order.
+    `fill(picture, i, v, out)` writes view v of the i-th into `out`, (S, S) or (S, S, 3) uint8. Radiographs are nearly
+    all gray: they travel as one plane. `order` puts torch.cat([gray, colour]) back in order.
     """
-    empty = np.empty((0, len(samples[0]), 0, *samples[0].shape[2:]), np.uint8)
-    places = [[i for i, one in enumerate(samples) if one.shape[1] == count] for count in (1, 3)]
-    gray, colour = (
-        torch.from_numpy(
-            np.stack([samples[i] for i in rows]) if rows else empty.reshape(0, len(samples[0]), c, *empty.shape[3:])
-        )
-        for rows, c in zip(places, (1, 3), strict=True)
-    )
-    return {"gray": gray, "colour": colour, "order": torch.from_numpy(np.argsort(places[0] + places[1]))}
+    arrays = [
+        np.empty((n, views, size, size, *more), np.uint8) for more in ((), (3,))
+    ]  # what is not used costs nothing
+    places = [], []
+    for i, picture in enumerate(pictures):
+        coloured = picture.levels[0].ndim == 3
+        for view in range(views):
+            fill(picture, i, view, arrays[coloured][len(places[coloured]), view])
+        places[coloured].append(i)
+    gray, colour = (array[: len(rows)] for array, rows in zip(arrays, places, strict=True))
+    return {
+        "gray": torch.from_numpy(gray[:, :, None]),
+        "colour": torch.from_numpy(np.ascontiguousarray(colour.transpose(0, 1, 4, 2, 3))),
+        "order": torch.from_numpy(np.argsort(places[0] + places[1])),
+    }
 
 
 class TrainViews(torch.utils.data.Dataset):
@@ -132,17 +134,27 @@ class TrainViews(torch.utils.data.Dataset):
             objective, (CLIP_SCALE, *(SSL_SCALE,) * 2)
         )
 
-    def sample(self, epoch: int, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """-> crops (V, C, S, S) uint8 and parameters (V, N_PARAMS); the CLIP view first, then SimCLR's two."""
+    def draw(self, epoch: int, i: int) -> tuple[Picture, np.ndarray]:
+        """-> the picture and its views' parameters (V, N_PARAMS); the CLIP view first, then SimCLR's two."""
         picture = halvings(self.pictures[i], self.image_size)
         rng = np.random.default_rng((self.seed, epoch, i))
         rows = [draw_view(rng, picture.width, picture.height, scale, ssl=scale is SSL_SCALE) for scale in self.scales]
-        return np.stack([crop(picture, row, self.image_size) for row in rows]), np.stack(rows)
+        return picture, np.stack(rows)
 
     def __getitems__(self, keys) -> dict[str, torch.Tensor]:
-        crops, rows = zip(*(self.sample(*key) for key in keys), strict=True)
+        rows = []
+
+        def pictures():
+            for key in keys:
+                picture, drawn = self.draw(*key)
+                rows.append(drawn)
+                yield picture
+
+        def fill(picture, i, view, out):
+            crop(picture, rows[i][view], self.image_size, out)
+
         batch = {
-            **pack(crops),
+            **pack(pictures(), len(keys), len(self.scales), self.image_size, fill),
             "params": torch.from_numpy(np.stack(rows)),
             "sample": torch.tensor([i for _, i in keys]),
         }
@@ -158,7 +170,10 @@ class WholeImages(torch.utils.data.Dataset):
         self.pictures, self.tokens, self.image_size, self.fit = pictures, tokens, image_size, fit
 
     def __getitems__(self, indices) -> dict[str, torch.Tensor]:
-        batch = pack([whole(self.pictures[i], self.image_size, self.fit)[None] for i in indices])
+        def fill(picture, i, view, out):
+            out[:] = whole(picture, self.image_size, self.fit)
+
+        batch = pack((self.pictures[i] for i in indices), len(indices), 1, self.image_size, fill)
         if self.tokens is not None:
             batch |= self.tokens.batch(indices)
         return batch

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from conftest import picture
 from torchvision.transforms import functional as tv
 
 import augment
 import views
+from images import as_picture
 
 LEVEL = 1 / 255
 NEUTRAL = {views.BRIGHTNESS: 1, views.CONTRAST: 1, views.SATURATION: 1}
@@ -85,12 +87,17 @@ def test_neutral_parameters_change_nothing():
 def test_views_come_back_in_order_and_normalised():
     """Gray and coloured samples are packed apart; each view must be what its sample gives alone."""
     rng = np.random.default_rng(0)
-    samples = [rng.integers(0, 256, (3, 3 if i % 3 == 0 else 1, 40, 40), dtype=np.uint8) for i in range(7)]
+    samples = [rng.integers(0, 256, (3, 40, 40, 3) if i % 3 == 0 else (3, 40, 40), dtype=np.uint8) for i in range(7)]
     rows = np.stack([[views.draw_view(rng, 40, 40, (0.5, 1), ssl=v > 0) for v in range(3)] for _ in samples])
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
     def make(chosen):
-        batch = {**views.pack([samples[i] for i in chosen]), "params": torch.from_numpy(rows[chosen])}
+        pictures = [as_picture(Image.fromarray(samples[i][0])) for i in chosen]
+
+        def fill(picture, i, view, out):
+            out[:] = samples[chosen[i]][view]
+
+        batch = {**views.pack(pictures, len(chosen), 3, 40, fill), "params": torch.from_numpy(rows[chosen])}
         return augment.make_views(batch, mean, std, torch.device("cpu"))
 
     together = make(list(range(7)))

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from conftest import picture
 from PIL import Image
 
@@ -46,9 +47,10 @@ def test_views_from_it_are_those_from_the_files(paths, tmp_path):
     """The same boxes, within 1.5 grey levels in the mean."""
     kept, files = build(tmp_path / "cache", paths)[0], images.Files(paths.__getitem__, len(paths))
     for i in (0, 1, 2, 3):
-        one, two = (views.TrainViews(source, None, "slip", 64, 0).sample(0, i) for source in (kept, files))
-        assert np.array_equal(one[1], two[1])
-        assert np.abs(one[0].astype(float) - two[0]).mean() < 1.5
+        one, two = (views.TrainViews(source, None, "slip", 64, 0).__getitems__([(0, i)]) for source in (kept, files))
+        assert torch.equal(one["params"], two["params"])
+        name = "colour" if i == 1 else "gray"
+        assert len(one[name]) == 1 and (one[name].float() - two[name].float()).abs().mean() < 1.5
         pairs = (views.whole(source[i], 64, "center").astype(float) for source in (kept, files))
         assert np.abs(np.subtract(*pairs)).mean() < 1.5
 
