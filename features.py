@@ -50,8 +50,8 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
             rows.append(new[-1])
             progress.step(len(pixels), dict)
             if len(new) == every_steps or (every_seconds and time.monotonic() - saved_at >= every_seconds):
-                kept.add(new)
-                new, saved_at = [], time.monotonic()
+                new, saved_at = kept.add(new), time.monotonic()
+    kept.add(new)
     progress.close()
     width = models.EMBED_DIM if projected else model.image_projection.in_features
     mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(0, width, device=device)
@@ -84,7 +84,7 @@ class Shards:
     """Rows that were extracted before, in numbered files of a folder; `rows` are those that go with `key`."""
 
     def __init__(self, folder: Path, key: str):
-        self.folder, self.key, self.count = folder, key, 0
+        self.folder, self.key, self.count, self.written = folder, key, 0, 0
         found = []
         while (path := self.path()).exists():
             try:
@@ -92,22 +92,25 @@ class Shards:
             except InputError as error:
                 logger.warning(str(error))
                 break
-            if contents.get("key") != key:
-                break
+            if contents.get("key") != key or contents.get("start") != self.written:
+                break  # of another run, or of an earlier one that this one's files have partly replaced
             found.append(contents["rows"])
-            self.count += 1
+            self.count, self.written = self.count + 1, self.written + len(found[-1])
         self.rows = torch.cat(found) if found else torch.zeros(0)
 
     def path(self) -> Path:
         return self.folder / f"{self.count:05d}.pt"
 
-    def add(self, rows: list[torch.Tensor]) -> None:
-        """Write more rows; a disk that refuses costs no more than the time to extract them again."""
+    def add(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Write more rows -> those that a disk refused, for the next try."""
         if not rows:
-            return
+            return []
+        new = torch.cat(rows).cpu()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            utils.save_tensors({"key": self.key, "rows": torch.cat(rows).cpu()}, self.path())
-            self.count += 1
+            utils.save_tensors({"key": self.key, "start": self.written, "rows": new}, self.path())
         except (OSError, InputError) as error:
             logger.warning(f"{error}; the extraction goes on")
+            return rows
+        self.count, self.written = self.count + 1, self.written + len(new)
+        return []

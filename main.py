@@ -181,17 +181,22 @@ def train_epoch(step: TrainStep, loader, batches, args, between_steps) -> dict:
     step.model.train()
     total, warmup = args.epochs * batches.steps, round(args.warmup_epochs * batches.steps)
     progress = utils.Progress(batches.steps, args.print_freq, f"epoch {batches.epoch}", batches.first_step)
-    started, lr = time.monotonic(), 0.0
+    started = time.monotonic()
     micro_batches = iter(loader)
+
+    def rate_at(now):
+        return utils.learning_rate(now, total, warmup, args.lr, args.lr_start, args.lr_end)
+
     for number in range(batches.first_step, batches.steps):
         now = batches.epoch * batches.steps + number
-        lr = utils.learning_rate(now, total, warmup, args.lr, args.lr_start, args.lr_end)
+        lr = rate_at(now)
         step(list(itertools.islice(micro_batches, args.update_freq)), batches.epoch, now, lr)
         progress.step(batches.global_batch, lambda lr=lr: {"lr": lr, **step.means()})
         between_steps(number + 1)
     progress.close()
     step.settle()
     seconds = time.monotonic() - started
+    lr = rate_at((batches.epoch + 1) * batches.steps - 1)
     record = {"lr": lr, **{f"train_{name}": value for name, value in step.means().items()}}
     if hasattr(step.model, "logit_scale"):
         record["logit_scale"] = step.model.logit_scale.exp().item()

@@ -18,12 +18,17 @@ WATCHED = (
 
 
 def open_checkpoint(out: Path, asked: str | None) -> tuple[dict | None, str | None]:
-    """The checkpoint that a run goes on with, and its path: `asked` (--resume), or the newest whole one in `out`.
+    """The checkpoint that a run goes on with, and its path: the newest whole one in `out`, or `asked` (--resume).
 
-    None, None if there is none. Raises InputError if `asked` is damaged, or if all of the run's own are.
+    `asked` comes first unless the one in `out` began with it: the same command again goes on. None, None if there is
+    none. Raises InputError if `asked` is damaged, or if all of the run's own are.
     """
-    path = asked or utils.on_rank0(newest_whole, out)
-    return (checkpoints.read(path), path) if path else (None, None)
+    own = utils.on_rank0(newest_whole, out)
+    if own:
+        contents = checkpoints.read(own)
+        if asked in (None, own, (checkpoints.own_arguments(contents) or {}).get("resume")):
+            return contents, own
+    return (checkpoints.read(asked), asked) if asked else (None, None)
 
 
 def newest_whole(out: Path) -> str | None:

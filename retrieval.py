@@ -55,6 +55,8 @@ def evaluate(model, loader, total: int, args, device, dtype, stop=None) -> dict 
         )
     if loss_function:
         loss = utils.mean_over_ranks(torch.stack(found).mean()).item()
+        if not math.isfinite(loss):
+            raise InputError("the validation loss is not finite: lower --lr, give --clip-grad, or try --amp off")
         return {"loss": loss, "score": -loss}
     columns = zip(*found, strict=True) if found else ([torch.zeros(0, models.EMBED_DIM, device=device)],) * 2
     image, caption = (utils.gather_rows(utils.full_precision(torch.cat(column)), total) for column in columns)

@@ -63,6 +63,7 @@ class Saver:
             self.failure = f"the disk of {self.folder} has not answered for {PATIENCE:.0f} s"
             logger.warning(f"{self.failure}: step {state['step']} is not saved; training goes on")
             return
+        self.failure = None
         self.later = []
         copied = self.copy(state, ())
         self.copied.clear()
@@ -116,11 +117,9 @@ class Saver:
                     self.best = state["best"]
                 with contextlib.suppress(FileNotFoundError):
                     keep_previous(self.folder / LATEST, self.folder / PREVIOUS)
-            self.failure = None
-        except OSError as error:
-            self.failure = (
-                f"{self.folder / LATEST}: step {state['step']} could not be written ({error.strerror or error})"
-            )
+        except Exception as error:  # whatever it is, the run's end must know that this step is not on the disk
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self.failure = f"{self.folder / LATEST}: step {state['step']} could not be written ({reason})"
             logger.warning(f"{self.failure}; training goes on, and the next save tries again")
         finally:
             self.copied.set()
@@ -144,6 +143,8 @@ def description(tensor: torch.Tensor) -> tuple:
 
 def keep_previous(latest: Path, previous: Path) -> None:
     """Make `previous` the file that is `latest`, which stays where it is if the disk has hard links."""
+    if previous.exists() and os.path.samefile(latest, previous):  # killed before the last rename
+        return
     try:
         with utils.atomic_file(previous) as temporary:
             os.link(latest, temporary)

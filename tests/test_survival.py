@@ -14,9 +14,12 @@ from conftest import REPOSITORY, run_cli
 from test_main import command, log_lines, read_checkpoint, train
 
 import checkpoints
+import features
+import main
 import main_linear
 import options
 import saver
+import utils
 from utils import EXIT_INTERRUPTED, InputError
 
 
@@ -196,3 +199,68 @@ def test_an_interrupted_extraction_goes_on(folders, tmp_path, capsys):
     assert probe(tmp_path / "whole")[0] == 0
     assert (out / "predictions.csv").read_text() == (tmp_path / "whole" / "predictions.csv").read_text()
     assert not (out / "partial_features").exists()
+
+
+def test_feature_shards_that_do_not_follow_each_other_are_not_joined(tmp_path, monkeypatch):
+    def shards(key="a"):
+        return features.Shards(tmp_path / "shards", key)
+
+    first = shards()
+    for rows in ([0.0, 0.0], [1.0]):
+        assert first.add([torch.tensor(rows)]) == []
+    assert shards().rows.tolist() == [0, 0, 1]
+    shards("b").add([torch.zeros(2)])  # another encoder, ended after one shard
+    shards().add([torch.zeros(3)])  # the first again, in longer shards: the old second one does not follow it
+    assert shards().rows.tolist() == [0, 0, 0]
+
+    def full(*_):
+        raise InputError("no room")
+
+    refused = shards("c")
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "save_tensors", full)
+        kept = refused.add([torch.zeros(1)])
+    assert len(kept) == 1
+    refused.add([*kept, torch.ones(1)])
+    assert shards("c").rows.tolist() == [0, 1]
+
+
+def test_a_save_that_did_not_happen_is_told_at_the_end(tmp_path, monkeypatch):
+    hold = threading.Event()
+    write = utils.write_tensors
+
+    def slow(contents, path):
+        hold.wait()
+        write(contents, path)
+
+    monkeypatch.setattr(utils, "write_tensors", slow)
+    monkeypatch.setattr(saver.Saver.wait, "__defaults__", (0.1,))
+    keeper = saver.Saver(tmp_path, (1, None))
+    keeper.save({"step": 1, "best": None})
+    keeper.save({"step": 2, "best": None})  # the disk hangs: given up
+    hold.set()
+    keeper.thread.join()
+    with pytest.raises(InputError, match="has not answered"):
+        keeper.close()
+
+    def broken(contents, path):
+        raise MemoryError
+
+    monkeypatch.setattr(utils, "write_tensors", broken)
+    keeper = saver.Saver(tmp_path, (1, None))
+    keeper.save({"step": 3, "best": None})
+    with pytest.raises(InputError, match="step 3 could not be written"):
+        keeper.close()
+
+
+def test_the_same_command_with_resume_goes_on_with_its_own_checkpoint(roco, tmp_path, capsys):
+    words = ["--root", roco, "--arch", "test_efficientnet", "--text-model", "tiny", "--image-size", "32", "--device"]
+    words += ["cpu", "--batch-size", "8", "--workers", "0", "--objective", "clip"]
+
+    def train(*more):
+        return run_cli(capsys, main.main, options.train_parser, *words, *more)
+
+    assert train("--epochs", "1", "--output-dir", tmp_path / "one")[0] == 0
+    more = ("--epochs", "2", "--resume", tmp_path / "one" / "checkpoint.pt", "--output-dir", tmp_path / "two")
+    assert f"going on with {tmp_path / 'one'}" in train(*more)[1]
+    assert f"{tmp_path / 'two' / 'checkpoint.pt'}: all 2 epochs are done" in train(*more)[1]
