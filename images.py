@@ -1,5 +1,6 @@
 """Image files as pixels: decoded once, gray in one plane, what cannot be read named."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -122,6 +123,8 @@ def unreadable(paths, decode: bool = False) -> dict[str, str]:
             return str(error)
         return None
 
-    paths = list(dict.fromkeys(paths))
+    found, paths = {}, iter(paths)
     with ThreadPoolExecutor(16) as pool:
-        return {path: why for path, why in zip(paths, pool.map(reason, paths), strict=True) if why}
+        while some := list(dict.fromkeys(itertools.islice(paths, 65_536))):  # map would hold every path
+            found |= {path: why for path, why in zip(some, pool.map(reason, some), strict=True) if why}
+    return found

@@ -215,7 +215,7 @@ def load_pairs(args, root: str, split: str):
     pairs = datasets.read_pairs(root, split, None if validation else args.metadata, args.subset, optional=validation)
     if pairs is None:
         return None, {}
-    broken = images.unreadable((pairs.path(i) for i in range(len(pairs))), decode=args.skip_broken)
+    broken = images.unreadable(pairs.paths(), decode=args.skip_broken)
     if broken and not args.skip_broken:
         for why in list(broken.values())[:20]:
             logger.info(why)

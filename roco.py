@@ -5,15 +5,17 @@ Layout (Pelka et al., LABELS 2018; razorx89/roco-dataset): `{train,validation,te
 the PMC file name that `licences.txt` gives for the id.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from packed import Choices, Strings, read_lines
 from utils import InputError, logger
 
 SPLITS = ("train", "validation", "test")
@@ -53,34 +55,14 @@ OTHER_MODALITY = (
 SUBSETS = {"mammo": MAMMO, "mammo+xray": MAMMO + XRAY}
 
 
-class Strings:
-    """N strings as one byte buffer and N + 1 offsets: shared by worker processes, with no Python object a string."""
-
-    def __init__(self, strings: Iterable[str]):
-        buffer, ends = bytearray(), [0]
-        for string in strings:
-            buffer += string.encode("utf-8")
-            ends.append(len(buffer))
-        self.buffer = np.frombuffer(bytes(buffer), np.uint8)
-        self.offsets = np.asarray(ends, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, i: int) -> str:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self.buffer[self.offsets[i] : self.offsets[i + 1]].tobytes().decode("utf-8")
-
-
 @dataclass
 class Pairs:
     """Image-caption pairs. `files` are relative to `root`; `missing` are ids with a caption and no image, and
-    `unreadable` files that were left out."""
+    `unreadable` paths that were left out."""
 
     root: str
     ids: Strings
-    files: Strings
+    files: Choices
     captions: Strings
     missing: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -92,11 +74,19 @@ class Pairs:
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.files[i])
 
+    def paths(self) -> Iterator[str]:
+        """Every image file once."""
+        for number in np.unique(self.files.which):
+            yield os.path.join(self.root, self.files.strings[number])
+
     def without(self, broken: set[str]) -> "Pairs":
         """The pairs whose image file is not in `broken` (paths)."""
-        keep = [i for i in range(len(self)) if self.path(i) not in broken]
-        ids, files, captions = (Strings(column[i] for i in keep) for column in (self.ids, self.files, self.captions))
-        return Pairs(self.root, ids, files, captions, self.missing, self.counts, sorted(broken))
+        whole = np.array([os.path.join(self.root, file) not in broken for file in self.files.strings], bool)
+        keep = whole[self.files.which]
+        files = Choices(self.files.strings, self.files.which[keep])
+        return Pairs(
+            self.root, self.ids.take(keep), files, self.captions.take(keep), self.missing, self.counts, sorted(broken)
+        )
 
 
 def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", optional: bool = False) -> Pairs | None:
@@ -112,30 +102,43 @@ def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", o
     captions_file = Path(metadata).expanduser() if metadata else root / split / "radiology" / "captions.txt"
     if optional and not captions_file.exists():
         return None
-    rows = read_lines(captions_file)
-    if not rows:
+    ids, captions = read_lines(captions_file)
+    if not len(ids):
         raise InputError(f"{captions_file}: holds no captions: expected '<id> <caption>' lines")
     images = list_images(root, SPLITS if metadata else (split,))
-    counts = {"captions": len(rows)}
+    counts = {"captions": len(ids)}
     if subset != "all":
         keywords = read_keywords(root, SPLITS if metadata else (split,))
         chosen = in_subset(subset)
-        rows = {key: caption for key, caption in rows.items() if chosen(f"{caption} {keywords.get(key, '')}")}
-        counts[subset] = len(rows)
-        if not rows:
+        rows = zip(ids, captions, strict=True)
+        keep = np.fromiter((chosen(f"{text} {keywords.get(key, '')}") for key, text in rows), bool, len(ids))
+        ids, captions = (column.take(keep, reuse=True) for column in (ids, captions))
+        counts[subset] = len(ids)
+        if not len(ids):
             return absent(f"{captions_file}: no caption belongs to --subset {subset}", optional)
-    found = {key: images[key] for key in rows if key in images}
-    missing = [key for key in rows if key not in images]
-    if not found:
+    files = find_files(ids, images)
+    keep = files.which >= 0
+    if not keep.any():
         return absent(
-            f"{root / split / 'radiology' / 'images'}: no image for any of the {len(rows)} captions of {captions_file} "
-            f"(the first is '{next(iter(rows))}'): download the images, or give their folder as --root",
+            f"{root / split / 'radiology' / 'images'}: no image for any of the {len(ids)} captions of {captions_file} "
+            f"(the first is '{ids[0]}'): download the images, or give their folder as --root",
             optional,
         )
-    counts |= {"pairs": len(found), "without image": len(missing)}
-    return Pairs(
-        str(root), Strings(found), Strings(found.values()), Strings(rows[key] for key in found), missing, counts
-    )
+    missing = []
+    if not keep.all():
+        missing = list(ids.take(~keep))
+        ids, captions = (column.take(keep, reuse=True) for column in (ids, captions))
+        files.which = files.which[keep]
+    counts |= {"pairs": len(ids), "without image": len(missing)}
+    return Pairs(str(root), ids, files, captions, missing, counts)
+
+
+def find_files(ids: Strings, images: dict[str, str]) -> Choices:
+    """The image file of each id, `which` being -1 where there is none."""
+    number = {file: i for i, file in enumerate(dict.fromkeys(images.values()))}
+    known = {key: number[file] for key, file in images.items()}
+    which = np.fromiter(map(known.get, ids, itertools.repeat(-1)), np.int32, len(ids))
+    return Choices(Strings(number), which)
 
 
 def absent(message: str, optional: bool) -> None:
@@ -163,34 +166,6 @@ def data_folder(root) -> Path:
         if any((folder / split / "radiology").is_dir() for split in SPLITS):
             return folder
     raise InputError(f"{root}: no train/radiology in it: ROCO's layout is {{train,validation,test}}/radiology/")
-
-
-def read_lines(path: Path, noun: str = "caption") -> dict[str, str]:
-    """`<id> <white space> <text>` lines -> {id: text}. Lines without text are left out, and counted in the log."""
-    rows, empty = {}, 0
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    words = line.decode("utf-8-sig" if number == 1 else "utf-8").split(None, 1)
-                except UnicodeDecodeError:
-                    raise InputError(f"{path}, row {number}: not UTF-8 text") from None
-                if not words:
-                    continue
-                key = words[0]
-                if re.search(r"[/\\\0]", key) or key.startswith("."):
-                    raise InputError(f"{path}, row {number}: '{key[:60]}' is not an id but a path: correct the row")
-                if key in rows:
-                    raise InputError(f"{path}, row {number}: the id '{key[:60]}' comes twice: remove one of the rows")
-                if len(words) == 1 or not words[1].strip():
-                    empty += 1
-                    continue
-                rows[key] = " ".join(words[1].split())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if empty:
-        logger.info(f"{path}: {empty} rows without a {noun} left out")
-    return rows
 
 
 def list_images(root: Path, splits) -> dict[str, str]:
@@ -232,7 +207,7 @@ def read_keywords(root: Path, splits) -> dict[str, str]:
     for split in splits:
         path = root / split / "radiology" / "keywords.txt"
         if path.exists():
-            keywords |= read_lines(path, "keyword")
+            keywords |= zip(*read_lines(path, "keyword"), strict=True)
         else:
             logger.info(f"{path}: not there; the subset is chosen by captions alone")
     return keywords

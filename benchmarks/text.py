@@ -20,7 +20,7 @@ import torch
 
 import losses
 import models
-import roco
+import packed
 import text
 import utils
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2, help="a repeat")
     args = parser.parse_args()
     say = common.Record("text", "transformers")
-    captions = list(roco.read_lines(Path(args.captions))[1]) if args.captions else made_up(4000)
+    captions = list(packed.read_lines(Path(args.captions))[1]) if args.captions else made_up(4000)
     tokenizer = text.from_json(text.train_bpe(captions, 28_996))
     kinds = {"77": Padded, "the longest": Longest, "chunks": text.Tokens}
     tokens = {name: kind(tokenizer, captions, LENGTH) for name, kind in kinds.items()}

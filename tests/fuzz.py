@@ -314,7 +314,10 @@ def main() -> None:
     args = parser.parse_args()
     if not args.inner:  # under coverage, whose report comes last
         with tempfile.TemporaryDirectory() as folder:
-            data, readers = f"--data-file={folder}/coverage", "roco.py,cbis.py,datasets.py,checkpoints.py,images.py"
+            data, readers = (
+                f"--data-file={folder}/coverage",
+                "packed.py,roco.py,cbis.py,datasets.py,checkpoints.py,images.py",
+            )
             words = [sys.executable, "-m", "coverage", "run", "--branch", data, f"--include={readers}", __file__]
             words += ["--inner", f"--count={args.count}", f"--seed={args.seed}"]
             code = subprocess.run(words, cwd=REPOSITORY).returncode

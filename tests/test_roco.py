@@ -1,8 +1,10 @@
 """ROCO's tree: by id or PMC name, with what is missing counted and named, and its malformed rows refused."""
 
+import numpy as np
 import pytest
 from conftest import make_roco, picture
 
+import packed
 import roco as reader
 from utils import InputError
 
@@ -106,3 +108,67 @@ def test_missing_folders(roco, tmp_path):
     assert reader.read_pairs(roco, "test", optional=True) is None
     with pytest.raises(InputError, match=r"test/radiology/captions\.txt: cannot be read"):
         reader.read_pairs(roco, "test")
+
+
+def test_lines_become_buffers(tmp_path, monkeypatch):
+    """Blank lines, white space of every kind, rows without text, a byte order mark, no end of line at the end."""
+    path = tmp_path / "lines.txt"
+    path.write_bytes("\ufeffb\t one\x1f\xa0two \r\n\n \nempty\t \ná\u2003 é  ü\nlast x".encode())
+    for size in (1, 12, 1 << 20):  # bytes of a block: every line its own, some, all
+        monkeypatch.setattr(packed, "BLOCK", size)
+        ids, texts = packed.read_lines(path)
+        assert list(ids) == ["b", "á", "last"] and list(texts) == ["one two", "é ü", "x"]
+        assert bytes(ids.buffer) == "bálast".encode() and list(ids.offsets) == [0, 1, 3, 7]
+        assert texts[2] == "x" and len(texts) == 3
+        with pytest.raises(IndexError):
+            texts[3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a 1\n" + b"\n" * 40 + b"b 2\na 3\nb 4\n", "row 43: the id 'a' comes twice"),
+        (
+            b"a\na 1\nb 2\na\n",
+            "row 4: the id 'a' comes twice",
+        ),  # a row without text claims no id, but may not repeat one
+        (b"a 1\na 2\n/b 3\n", "row 2: the id 'a' comes twice"),  # the first bad row is named
+        (b"a 1\n.b 3\na 2\n\xff\n", "row 2: '.b' is not an id"),
+        (b"a 1\n\n\xff /x\n/b 3\n", "row 3: not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_the_first_bad_row_is_named(tmp_path, monkeypatch, content, message, size):
+    monkeypatch.setattr(packed, "BLOCK", size)
+    (tmp_path / "lines.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        packed.read_lines(tmp_path / "lines.txt")
+
+
+def test_equal_hashes_of_other_ids_are_no_doubles(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "hash", lambda key: 7, raising=False)
+    (tmp_path / "lines.txt").write_text("a 1\nb 2\nc 3\n")
+    assert list(packed.read_lines(tmp_path / "lines.txt")[0]) == ["a", "b", "c"]
+    (tmp_path / "lines.txt").write_text("a 1\nb 2\nc 3\nb 4\n")
+    with pytest.raises(InputError, match="row 4: the id 'b' comes twice"):
+        packed.read_lines(tmp_path / "lines.txt")
+
+
+def test_strings_are_taken_in_order():
+    words = ["", "ab", "é", "", "c"]
+    for keep in ([1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 1], [1, 0, 1, 1, 0]):
+        strings, keep = packed.Strings(words), np.array(keep, bool)
+        expected = [word for word, kept in zip(words, keep, strict=True) if kept]
+        assert list(strings.take(keep)) == expected and list(strings) == words
+        taken = strings.take(keep, reuse=True)
+        assert list(taken) == expected and bytes(taken.buffer) == "".join(expected).encode()
+
+
+def test_pairs_without_some_files(roco):
+    pairs = reader.read_pairs(roco)
+    assert list(pairs.paths()) == sorted(pairs.path(i) for i in range(24))
+    broken = {pairs.path(0), pairs.path(23)}
+    left = pairs.without(broken)
+    assert list(left.ids) == list(pairs.ids)[1:23] and list(left.captions) == list(pairs.captions)[1:23]
+    assert [left.path(i) for i in range(22)] == [pairs.path(i) for i in range(1, 23)]
+    assert left.unreadable == sorted(broken) and len(pairs) == 24

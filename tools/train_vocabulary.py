@@ -23,14 +23,15 @@ def main() -> None:
     from tokenizers import BertWordPieceTokenizer
 
     import utils
-    from roco import data_folder, read_lines
+    from packed import read_lines
+    from roco import data_folder
 
     try:
-        captions = read_lines(data_folder(args.root) / "train" / "radiology" / "captions.txt")
-        if not captions:
+        _, captions = read_lines(data_folder(args.root) / "train" / "radiology" / "captions.txt")
+        if not len(captions):
             raise utils.InputError(f"{args.root}: no training captions")
         tokenizer = BertWordPieceTokenizer(lowercase=True)
-        tokenizer.train_from_iterator(captions.values(), vocab_size=args.size, show_progress=False)
+        tokenizer.train_from_iterator(captions, vocab_size=args.size, show_progress=False)
         entries = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         utils.write_text(Path(args.out), "".join(f"{token}\n" for token, _ in entries))
     except utils.InputError as error:
