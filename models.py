@@ -170,12 +170,13 @@ class MedSLIP(nn.Module):
     def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, text_order=None) -> dict:
         """Pooled features of what is given, before any projection: `image`, `text`, `aug1`, `aug2`, (B, width) each.
 
-        The captions come whole or in chunks (lists) of like length, see text.Tokens.batch. All views go through the
-        encoder at once, unless it has batch norms that train: those see one view at a time.
+        The captions come whole or in chunks (lists) of like length, see text.Tokens.batch. On a GPU all views
+        go through the encoder at once, unless it has batch norms that train: those see one view at a time.
         """
         features = {}
         pixels = {name: x for name, x in (("image", image), ("aug1", aug1), ("aug2", aug2)) if x is not None}
-        if any(norm.training for norm in batch_norms(self.image_encoder)):
+        apart = any(norm.training for norm in batch_norms(self.image_encoder))
+        if apart or not all(x.is_cuda for x in pixels.values()):
             features = {name: self.encode_image(x, projected=False) for name, x in pixels.items()}
         else:
             together = self.encode_image(torch.cat(list(pixels.values())), projected=False)

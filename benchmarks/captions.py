@@ -1,6 +1,6 @@
 """The text tower's training step with a batch's captions in length chunks, against padding to 77 and to the longest.
 
-python benchmarks/text.py --captions captions.txt        # lines of "<id> <caption>"; without it made-up ones
+python benchmarks/captions.py --captions captions.txt        # lines of "<id> <caption>"; without it made-up ones
 
 Bio_ClinicalBERT's architecture with random weights and a vocabulary trained on the captions (WordPiece, up to 28,996),
 forward and backward at batch 64. Also the share of padding over the whole file, and the loss of both against random
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2, help="a repeat")
     args = parser.parse_args()
-    say = common.Record("text", "transformers")
+    say = common.Record("captions", "transformers")
     captions = list(packed.read_lines(Path(args.captions))[1]) if args.captions else made_up(4000)
     tokenizer = text.from_json(text.train_bpe(captions, 28_996))
     kinds = {"77": Padded, "the longest": Longest, "chunks": text.Tokens}
