@@ -1,18 +1,70 @@
 """CLIP, SimCLR and SLIP losses over the global batch.
 
 Each rank takes its own rows against the gathered columns of all ranks, and the gather carries the gradient back, so
-that DDP's averaged gradient is the gradient of one process on the whole batch, for every term.
+that DDP's averaged gradient is the gradient of one process on the whole batch, for every term. From a global batch of
+BLOCK_FROM on, the logits are never held as a whole: RowBlocks.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from utils import full_precision, gather, rank
 
+BLOCK_FROM = 4096  # columns
+BLOCK = 512  # rows
 
-def percent_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return 100 * (logits.argmax(dim=-1) == labels).float().mean()
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, N), the right columns (B,) -> the mean cross entropy, the percent of rows whose largest is right."""
+    return F.cross_entropy(logits, labels), 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
+
+
+class RowBlocks(torch.autograd.Function):
+    """`cross_entropy(scale * query @ keys.T, labels)`, BLOCK rows of the logits at a time.
+
+    A block's gradient is made as soon as its logits are there, so that nothing is computed twice or kept for later
+    but gradients of the embeddings' own size.
+    """
+
+    @staticmethod
+    def forward(ctx, query, keys, scale, labels, excluded=None):
+        """`query` (B, D), `keys` (N, D), `scale` () or a float, `labels` and `excluded` (B,), columns of `keys`.
+
+        A row's excluded column counts as minus infinity.
+        """
+        loss = correct = 0
+        d_query, d_keys = torch.empty_like(query), torch.zeros_like(keys)
+        blocks = (
+            x.split(BLOCK)
+            for x in (query, d_query, labels[:, None], (labels if excluded is None else excluded)[:, None])
+        )
+        for rows, d_rows, right, left_out in zip(*blocks, strict=True):
+            logits = (rows @ keys.T).mul_(scale)
+            if excluded is not None:
+                logits.scatter_(1, left_out, float("-inf"))
+            correct += (logits.argmax(dim=1, keepdim=True) == right).sum()
+            top = logits.amax(dim=1, keepdim=True)
+            of_right = logits.gather(1, right) - top
+            weights = logits.sub_(top).exp_()
+            total = weights.sum(dim=1, keepdim=True)
+            loss += (total.log() - of_right).sum() / len(query)
+            weights.div_(total).scatter_add_(1, right, -torch.ones_like(total))
+            torch.mm(weights, keys, out=d_rows)
+            d_keys.addmm_(weights.T, rows)
+        accuracy = 100 * (correct / len(query))
+        d_scale = torch.linalg.vecdot(d_query, query).sum() / len(query)
+        ctx.save_for_backward(d_query.mul_(scale / len(query)), d_keys.mul_(scale / len(query)), d_scale)
+        ctx.scale_learns = isinstance(scale, torch.Tensor)
+        ctx.mark_non_differentiable(accuracy)
+        return loss, accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_loss, _):
+        d_query, d_keys, d_scale = (d_loss * gradient for gradient in ctx.saved_tensors)
+        return d_query, d_keys, d_scale if ctx.scale_learns else None, None, None
 
 
 class CLIPLoss(nn.Module):
@@ -25,10 +77,14 @@ class CLIPLoss(nn.Module):
             text = F.normalize(full_precision(outputs["text_embed"]), dim=-1)
             scale = full_precision(outputs["logit_scale"])
             labels = torch.arange(len(image), device=image.device) + rank() * len(image)
-            image_logits = scale * image @ gather(text).T
-            text_logits = scale * text @ gather(image).T
-            loss = (F.cross_entropy(image_logits, labels) + F.cross_entropy(text_logits, labels)) / 2
-            return {"loss": loss, "clip_loss": loss, "clip_acc": percent_correct(image_logits.detach(), labels)}
+            found = []
+            for query, keys in ((image, gather(text)), (text, gather(image))):
+                if len(keys) < BLOCK_FROM:
+                    found.append(cross_entropy(scale * query @ keys.T, labels))
+                else:
+                    found.append(RowBlocks.apply(query, keys, scale, labels))
+            loss = (found[0][0] + found[1][0]) / 2
+            return {"loss": loss, "clip_loss": loss, "clip_acc": found[0][1]}
 
 
 class SimCLRLoss(nn.Module):
@@ -45,15 +101,18 @@ class SimCLRLoss(nn.Module):
             two = F.normalize(full_precision(outputs["aug2_embed"]), dim=-1)
             labels = torch.arange(len(one), device=one.device) + rank() * len(one)
             all_one, all_two = gather(one), gather(two)
-            # A view is not its own negative.
-            itself = F.one_hot(labels, len(all_one)).bool()
-            losses, logits = [], None
+            found = []
             for query, same, other in ((two, all_two, all_one), (one, all_one, all_two)):
-                same_view = (query @ same.T / self.temperature).masked_fill(itself, float("-inf"))
-                logits = torch.cat([query @ other.T / self.temperature, same_view], dim=1)
-                losses.append(F.cross_entropy(logits, labels))
-            loss = sum(losses) / 2
-            return {"loss": loss, "ssl_loss": loss, "ssl_acc": percent_correct(logits.detach(), labels)}
+                # A view is not its own negative.
+                if len(same) < BLOCK_FROM:
+                    same_view = (query @ same.T / self.temperature).scatter(1, labels[:, None], float("-inf"))
+                    logits = torch.cat([query @ other.T / self.temperature, same_view], dim=1)
+                    found.append(cross_entropy(logits, labels))
+                else:
+                    keys, itself = torch.cat([other, same]), labels + len(other)
+                    found.append(RowBlocks.apply(query, keys, 1 / self.temperature, labels, itself))
+            loss = (found[0][0] + found[1][0]) / 2
+            return {"loss": loss, "ssl_loss": loss, "ssl_acc": found[1][1]}
 
 
 class SLIPLoss(nn.Module):

@@ -11,11 +11,15 @@ from options import BIO_CLINICAL_BERT
 from utils import InputError
 
 CHUNKS, CHUNK_ROWS = 8, 8  # of a batch's captions, by length: most chunks, and rows that each should have
+LAZY_FROM = 2_000_000  # captions: from there on each batch is tokenised in the loader's worker
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train_bpe(captions, vocab_size: int = 4096) -> str:
-    """Train a byte-level BPE on captions; returns the tokenizer as JSON. The same captions give the same tokenizer."""
+    """Train a byte-level BPE on captions; returns the tokenizer as JSON. The same captions give the same tokenizer.
+
+    Of more than 200,000 captions every k-th is taken.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -25,7 +29,8 @@ def train_bpe(captions, vocab_size: int = 4096) -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((caption.lower() for caption in captions), trainer)
+    step = -(-len(captions) // 200_000)
+    tokenizer.train_from_iterator((captions[i].lower() for i in range(0, len(captions), step)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -71,21 +76,35 @@ def load_tokenizer(text_model: str):
 
 
 class Tokens:
-    """Token ids of N captions, each with its start and end token, as one int32 array and N + 1 offsets."""
+    """Token ids of N captions, each with its start and end token, as one array of 16 or 32 bits and N + 1 offsets.
+
+    From LAZY_FROM captions on none are kept.
+    """
 
     def __init__(self, tokenizer, captions, context_length: int, pad_to: int | None = None, chunk: int = 8192):
         """Captions are cut to `context_length` tokens. `pad_to` fixes the batch's width, None takes the longest."""
         self.pad_id, self.pad_to = tokenizer.pad_token_id, pad_to
+        self.tokenizer, self.captions, self.context_length = tokenizer, captions, context_length
+        self.lazy = len(captions) >= LAZY_FROM
+        if self.lazy:
+            return
+        dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
         lengths, parts = [np.zeros(1, np.int64)], []
         for start in range(0, len(captions), chunk):
-            texts = [captions[i] for i in range(start, min(start + chunk, len(captions)))]
-            ids = tokenizer(texts, truncation=True, max_length=context_length)["input_ids"]
+            ids = self.tokenize(range(start, min(start + chunk, len(captions))))  # on all cores
             lengths.append(np.array([len(one) for one in ids], np.int64))
-            parts.append(np.concatenate([np.asarray(one, np.int32) for one in ids]))
+            parts.append(np.concatenate([np.asarray(one, dtype) for one in ids]))
         self.ids = np.concatenate(parts)
         self.offsets = np.cumsum(np.concatenate(lengths))
 
+    def tokenize(self, indices) -> list[list[int]]:
+        texts = [self.captions[i] for i in indices]
+        return self.tokenizer(texts, truncation=True, max_length=self.context_length)["input_ids"]
+
     def rows(self, indices) -> list[np.ndarray]:
+        """The token ids of each of some captions."""
+        if self.lazy:
+            return [np.asarray(one) for one in self.tokenize(indices)]
         return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
 
     def batch(self, indices) -> dict:

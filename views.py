@@ -244,6 +244,7 @@ def loader(dataset, batches, workers: int, device: torch.device):
 
 def start_worker(number: int) -> None:
     """In a loader's process: ignore the signals of interrupt.py, and die with the process that started it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core, and forked
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(one, signal.SIG_IGN)
     if hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):  # Linux

@@ -197,3 +197,14 @@ def test_captions_of_like_length_share_a_chunk():
         assert rows[place].tolist() == tokens.rows([i])[0].tolist()
     padded = text.Tokens(text.from_json(text.train_bpe(captions, 300)), captions, 30, pad_to=30).batch(range(20))
     assert [chunk.shape for chunk in padded["input_ids"]] == [(20, 30)]
+
+
+def test_captions_tokenised_in_the_worker_are_the_same(monkeypatch):
+    captions = ["a large mass", "no", "axial ct of the chest with a mass"]
+    tokenizer = text.from_json(text.train_bpe(captions, 300))
+    kept = text.Tokens(tokenizer, captions, 6)
+    monkeypatch.setattr(text, "LAZY_FROM", 3)
+    lazy = text.Tokens(tokenizer, captions, 6)
+    assert kept.ids.dtype == np.uint16 and not hasattr(lazy, "ids")
+    for one, two in zip(kept.batch([2, 0])["input_ids"], lazy.batch([2, 0])["input_ids"], strict=True):
+        assert torch.equal(one, two)
