@@ -84,7 +84,7 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if image.mode in ("L", "1"):
-        return image.convert("L")
+        return image if image.mode == "L" else image.convert("L")
     image = image.convert("RGB")
     red, green, blue = image.split()
     pixels = np.asarray(green)

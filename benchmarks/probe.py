@@ -4,8 +4,8 @@ python benchmarks/probe.py
 
 Both on made-up pictures of 0.7 megapixels with random labels and groups. Ours is measured whole: decode, encode the
 training and the test split under autocast, then fit (one value of C; and the grid of main_linear.py with its
-folds). The reference is SLIP's main_linear.py with its encoder frozen: every epoch decodes with Pillow, crops, flips and
-encodes the training split under the same autocast, trains the layer by SGD, and encodes the test split to validate.
+folds). The reference is SLIP's main_linear.py with its encoder frozen: every epoch decodes with Pillow, crops, flips
+and encodes the training split under the same autocast, trains the layer by SGD, and encodes the test split.
 It is EXTRAPOLATED from some measured batches to 100 epochs.
 """
 

@@ -88,7 +88,7 @@ def main() -> None:
     found = {world: run(world, args.repeats) for world in (1, 2, 4)}
     cores = len(os.sched_getaffinity(0))
     say(
-        f"{ARCH}, simclr, {SIZE} px, {BATCH} a process, one thread each; medians of {args.repeats} steps on {cores} cores"
+        f"{ARCH}, simclr, {SIZE} px, {BATCH} a process, one thread each; medians of {args.repeats} steps; {cores} cores"
     )
     for world, times in found.items():
         crowd = max(1, world / cores)  # processes a core
