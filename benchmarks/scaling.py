@@ -65,7 +65,7 @@ def one_rank(rank: int, world: int, port: int, repeats: int, results) -> None:
         flat = torch.zeros(sum(p.numel() for p in model.parameters()))
         rows = torch.zeros(BATCH, 256)
         found["all-reduce"] = seconds_of(lambda: dist.all_reduce(flat), repeats)
-        found["all-gather"] = seconds_of(lambda: utils.gather(rows), repeats)
+        found["all-gather"] = seconds_of(lambda: utils.gather(rows).sum(), repeats)  # waits
         dist.destroy_process_group()
     if rank == 0:
         results.put(found)

@@ -33,9 +33,9 @@ def main() -> None:
     say = common.Record("start", "torchvision", "timm", "transformers")
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "phantoms"
-        make_phantoms(root, seed=0, pairs=64, validation_pairs=4, calc=(2, 2), mass=(2, 2), workers=2)
+        make_phantoms(root, seed=0, pairs=48, validation_pairs=4, calc=(2, 2), mass=(2, 2), workers=2)
         train = ["main.py", "--root", str(root / "roco"), "--arch", "resnet10t", "--text-model", "tiny"]
-        train += ["--pretrained", "none", "--image-size", "96", "--ssl-mlp-dim", "512", "--batch-size", "64"]
+        train += ["--pretrained", "none", "--image-size", "96", "--ssl-mlp-dim", "512", "--batch-size", "32"]
         train += ["--epochs", "1", "--eval-freq", "9", "--workers", "1", "--device", "cpu"]
         train += ["--output-dir", str(Path(temporary) / "out")]
 
