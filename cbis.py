@@ -117,6 +117,12 @@ def cbis_table(root, abnormality="calcification", split="train", image="crop"):
     return table
 
 
+def patients(root, abnormality: str, split: str) -> set[str]:
+    """The patients of a split's CSV, whether or not their images are there. Raises InputError."""
+    source = os.path.join(root, "csv", f"{ABNORMALITIES[abnormality]}_case_description_{split}_set.csv")
+    return {case.patient_id for case in _read_cases(source)}
+
+
 def _read_cases(source):
     cases, seen = [], {}
     for where, (patient_id, label, *cells) in _read_csv(source, ("patient_id", "pathology", *PATH_COLUMNS.values())):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from cbis import cbis_table
 from images import Picture, as_picture, read_image, to_gray_or_rgb
@@ -110,7 +111,9 @@ def labelled_set(entry: dict, split: str) -> Labelled:
 
 
 def cbis_set(entry: dict, split: str) -> Labelled:
-    table = cbis_table(entry["path"], entry["abnormality"], split, entry.get("image", "crop"))
+    # "calcification+mass" pools the two tasks, which share patients across their splits: audit.py refuses it.
+    tasks = ["calcification", "mass"] if entry["abnormality"] == "calcification+mass" else [entry["abnormality"]]
+    table = pd.concat([cbis_table(entry["path"], task, split, entry.get("image", "crop")) for task in tasks])
     labels = np.array([CBIS_CLASSES.index(label) for label in table["label"]])
     # Squashed to a square, as the published rows: a centre crop would cut the lesion's margin.
     return Labelled(list(table["id"]), labels, CBIS_CLASSES, list(table["patient_id"]), list(table["path"]), "squash")

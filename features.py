@@ -14,17 +14,21 @@ import utils
 import views
 from utils import InputError, Interrupted, logger
 
+FLIPS = ((), (-1,), (-2,), (-2, -1))  # the axes that are turned: none, left to right, upside down, both
+
 
 @torch.no_grad()
-def extract(model, data, pictures, args, device, dtype, workers: int, folder: Path, stop) -> torch.Tensor:
+def extract(model, data, pictures, args, device, dtype, workers: int, folder: Path, stop, flips=False) -> torch.Tensor:
     """Features (N, D) float32 of the `pictures` of `data`, on the CPU; each rank encodes its share, all get all.
+
+    With `flips` (N, 4, D): those of each image in all of `FLIPS`.
 
     What is done is kept in `folder` at intervals (--save-every), and when `stop` (interrupt.StopRequest) asks to
     leave; the same encoder on the same images then begins with it. Raises Interrupted, or InputError if features are
     not finite.
     """
     batches = views.rank_batches(len(data), args.batch_size, utils.rank(), utils.world_size())
-    kept = Shards(folder / f"{utils.rank()}_of_{utils.world_size()}", identity(model, data, args, dtype))
+    kept = Shards(folder / f"{utils.rank()}_of_{utils.world_size()}", identity(model, data, args, dtype, flips))
     rows = [kept.rows] if len(kept.rows) else []
     done = -(-len(kept.rows) // args.batch_size)
     if done:
@@ -46,7 +50,10 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
                 continue
             (pixels,) = augment.make_views(batch, *norm, device)
             with utils.autocast(device, dtype):
-                new.append(model.encode_image(pixels, projected).float())
+                encoded = [
+                    model.encode_image(pixels.flip(axes), projected).float() for axes in FLIPS[: 4 if flips else 1]
+                ]
+            new.append(torch.stack(encoded, dim=1) if flips else encoded[0])
             rows.append(new[-1])
             progress.step(len(pixels), dict)
             if len(new) == every_steps or (every_seconds and time.monotonic() - saved_at >= every_seconds):
@@ -54,14 +61,15 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
     kept.add(new)
     progress.close()
     width = models.EMBED_DIM if projected else model.image_projection.in_features
-    mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(0, width, device=device)
+    shape = (0, len(FLIPS), width) if flips else (0, width)
+    mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(shape, device=device)
     features = utils.gather_rows(mine, len(data)).cpu()
     if not features.isfinite().all():
         raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
     return features
 
 
-def identity(model, data, args, dtype) -> str:
+def identity(model, data, args, dtype, flips: bool) -> str:
     """What the features depend on: the weights, the images' names, and how they are shown to the encoder."""
     weights = 0
     for tensor in model.state_dict().values():
@@ -76,6 +84,7 @@ def identity(model, data, args, dtype) -> str:
         str(dtype),
         data.fit,
         args.cache == "none",
+        flips,
     )
     return f"{weights:08x} {names:08x} {settings}"
 

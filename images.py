@@ -73,6 +73,16 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
         ) from None
 
 
+def read_small(path: str, size: int) -> Image.Image:
+    """Decode a file to mode "L", its sides no smaller than `size` where the format can be decoded at a fraction."""
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (size, size))
+            return to_gray_or_rgb(image).convert("L")
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError):
+        return read_image(path).convert("L")  # or its error, in words
+
+
 def to_gray_or_rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow's -> "L" or "RGB"; 16 bits keep their high byte, transparency is laid on black."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):

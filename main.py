@@ -17,9 +17,11 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+import audit
 import cache
 import checkpoints
 import datasets
@@ -31,6 +33,7 @@ import models
 import norms
 import resume
 import retrieval
+import roco
 import saver
 import text
 import utils
@@ -58,6 +61,7 @@ def main(args) -> None:
         raise InputError(f"--dataset {args.dataset}: type '{entry['type']}' has no captions; main.py takes type 'roco'")
     train_pairs, notes = utils.on_rank0(load_pairs, args, entry["path"], "train")
     val_pairs, val_notes = utils.on_rank0(load_pairs, args, entry["path"], "validation")
+    articles, disjoint, article_counts = utils.on_rank0(audit_articles, train_pairs, val_pairs)
     batches = views.EpochBatches(len(train_pairs), args.batch_size, args.update_freq, utils.rank(), world, args.seed)
     if batches.steps == 0 and not args.evaluate:
         raise InputError(
@@ -84,7 +88,7 @@ def main(args) -> None:
         if args.evaluate:
             if val_loader is None:
                 raise InputError(f"{entry['path']}: no validation split to evaluate on")
-            logger.info(json.dumps(retrieval.evaluate(model, val_loader, len(val_pairs), args, device, dtype)))
+            evaluate_only(model, val_loader, val_pairs, articles, disjoint, args, out, device, dtype)
             return
 
         optimizer = make_optimizer(model, args)
@@ -101,7 +105,9 @@ def main(args) -> None:
             logger.info(f"{resumed_path}: all {args.epochs} epochs are done; raise --epochs to go on")
             return
         pairs = {"train": train_pairs, "validation": val_pairs}
-        utils.on_rank0(open_folder, out, args, device, pairs, notes | val_notes, epoch)
+        utils.on_rank0(
+            open_folder, out, args, device, pairs, {**notes, **val_notes, **article_counts, "crc32": data}, epoch
+        )
         log = logs.Log(out, args)
         describe(args, model, batches, device, dtype, workers)
         if val_pairs is None:
@@ -160,7 +166,7 @@ def main(args) -> None:
             record |= train_epoch(step, loader, batches, args, between_steps)
             is_best = False
             if val_loader is not None and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs):
-                results = retrieval.evaluate(model, val_loader, len(val_pairs), args, device, dtype, stop)
+                results = retrieval.evaluate(model, val_loader, len(val_pairs), args, device, dtype, stop, disjoint)
                 if results is None:
                     leave(batches.steps)  # evaluated when the run goes on
                 record |= {f"val_{name}": value for name, value in results.items()}
@@ -227,6 +233,35 @@ def load_pairs(args, root: str, split: str):
     counts = {**pairs.counts, "pairs": len(pairs), "unreadable": len(broken)}
     logger.info(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return pairs, {split: counts}
+
+
+def audit_articles(train_pairs, val_pairs) -> tuple[list | None, np.ndarray | None, dict]:
+    """The validation pairs' articles, which pairs share none with training (None if unknown), and the counts."""
+    if val_pairs is None:
+        return None, None, {}
+    articles = roco.articles(val_pairs.root, val_pairs.ids)
+    training = set(roco.articles(train_pairs.root, train_pairs.ids))
+    disjoint, counts = audit.shared_articles(articles, training)
+    audit.log_articles(counts)
+    return articles, disjoint if any(articles) else None, {"articles": counts}
+
+
+def evaluate_only(model, val_loader, val_pairs, articles, disjoint, args, out, device, dtype) -> None:
+    """--evaluate: print the validation's figures; retrieval goes to retrieval.json, with intervals and examples."""
+    if args.objective == "simclr":
+        found = retrieval.validation_loss(model, val_loader, len(val_pairs), args, device, dtype)
+        logger.info(json.dumps(found))
+        return
+    embeddings = retrieval.embed(model, val_loader, len(val_pairs), args, device, dtype)
+    if utils.rank() != 0:
+        return
+    report = retrieval.report(embeddings, val_pairs, articles, disjoint, args, device)
+    for name, value in report["metrics"].items():
+        low, high = report["ci95"].get(name) or (None, None)
+        logger.info(f"{name} {value:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None else ""))
+    utils.write_json(utils.make_folder(out) / "retrieval.json", report)
+    logger.info(f"retrieval, its 95% intervals and examples: {out / 'retrieval.json'}")
+    logger.info(json.dumps({**report["metrics"], "pairs": report["pairs"], "score": report["score"]}))
 
 
 def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:

@@ -12,22 +12,17 @@ import options
 if __name__ == "__main__":  # before the heavy imports, so that --help and a wrong flag answer at once
     ARGS = options.parse(options.linear_parser())
 
-import math
+import dataclasses
+import hashlib
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+import audit
 import cache
 import checkpoints
 import datasets
@@ -36,12 +31,17 @@ import images
 import interrupt
 import metrics
 import models
+import probes
 import utils
 import views
+import zeroshot
 from utils import InputError, logger
 
 LOGISTIC_ROWS = 50_000  # above it the cross-validated grid takes hours
-GRID = np.logspace(-5, 3, 13)  # C, the inverse of the L2 penalty
+FITS = {
+    "logistic": probes.fit_logistic, "sgd": probes.fit_sgd, "medslip": probes.fit_medslip, "knn": probes.fit_knn,
+}  # fmt: skip
+HARDEST = 12  # test cases named in results.json
 COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Malignant)", "Recall (Malignant)")
 
 
@@ -58,16 +58,24 @@ def main(args) -> None:
     if args.probe is None and probe == "sgd":
         logger.warning(f"{len(train):,} training rows: the probe is sgd; --probe logistic is exact but takes hours")
     args.probe = probe
+    if probe == "medslip":  # squashed whatever the set
+        train, test = (dataclasses.replace(data, fit="squash") for data in (train, test))
+    leaks = utils.on_rank0(audit.probe_audit, entry, train, test, args.allow_leakage)
+    audit.show(leaks)
+    prompts = zeroshot.read_prompts(args.prompts, args.dataset, test.classes) if probe == "zeroshot" else None
 
     torch.manual_seed(args.seed)
-    model = models.create_model(
-        args.arch, None, "timm" if args.pretrained == "timm" else "none", image_size=args.image_size
-    )
-    loaded = set()
-    if contents is not None:
-        loaded = checkpoints.load_weights(model, contents, path, args.arch)
+    if probe == "zeroshot":
+        model, tokenizer, loaded, context_length = zeroshot.make_model(args, contents, path)
     else:
-        logger.info(f"weights: {'random' if args.pretrained == 'none' else 'published by timm'}")
+        model = models.create_model(
+            args.arch, None, "timm" if args.pretrained == "timm" else "none", image_size=args.image_size
+        )
+        loaded = set()
+        if contents is not None:
+            loaded = checkpoints.load_weights(model, contents, path, args.arch)
+        else:
+            logger.info(f"weights: {'random' if args.pretrained == 'none' else 'published by timm'}")
     if args.features is None:  # a random projection would only lose what the encoder knows
         args.features = "projected" if "image_projection" in loaded else "pooled"
         logger.info(f"features: {args.features}")
@@ -86,15 +94,19 @@ def main(args) -> None:
     with interrupt.StopRequest() as stop:
         found = {
             split: features.extract(
-                model, data, pictures(args, entry, split, data), args, device, dtype, workers, partial / split, stop
+                model, data, pictures(args, entry, split, data), args, device, dtype, workers, partial / split, stop,
+                flips=probe == "medslip" and split == "train",
             )
-            for split, data in splits.items()
-        }
+            for split, data in (("train", train), ("test", test))
+            if not (probe == "zeroshot" and split == "train")
+        }  # fmt: skip
     if utils.rank() != 0:
         return
-    fit = {"logistic": fit_logistic, "sgd": fit_sgd}[probe]
-    predict, selected = fit(found["train"].numpy(), train, args)
-    report(args, out, train, test, found, predict(found["test"].numpy()), selected, device)
+    if probe == "zeroshot":
+        predict, selected = zeroshot.fit(model, tokenizer, prompts, context_length, device, dtype)
+    else:
+        predict, selected = FITS[probe](found["train"].numpy(), train, args)
+    report(args, out, train, test, found, predict(found["test"].numpy()), selected, leaks, device)
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -106,9 +118,17 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
         contents = checkpoints.read(path)
         saved = checkpoints.own_arguments(contents) or {}
         args.arch = args.arch or saved.get("arch")
-        args.normalize = args.normalize or saved.get("normalize")
-        args.image_size = args.image_size or saved.get("image_size")
-    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
+        if args.probe != "medslip":
+            args.normalize = args.normalize or saved.get("normalize")
+            args.image_size = args.image_size or saved.get("image_size")
+    args.arch = args.arch or "medclip_vit"
+    if args.probe == "medslip":
+        recipe = {"image_size": 384, "normalize": "imagenet"}
+        for name, value in recipe.items():
+            if getattr(args, name) not in (None, value):
+                logger.warning(f"--{name.replace('_', '-')} {getattr(args, name)}: the published recipe has {value}")
+            setattr(args, name, getattr(args, name) or value)
+    args.image_size = args.image_size or 224
     args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
     args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
     if args.pretrained == "medclip":
@@ -146,87 +166,16 @@ def pictures(args, entry: dict, split: str, data):
     return cache.pictures(args.cache, entry["path"], f"{args.dataset}-{split}", path, len(data), args.image_size)
 
 
-def fit_logistic(rows: np.ndarray, data, args):
-    """Logistic regression on standardised features; C by the log loss of 5 folds within the training split.
-
-    Folds are stratified by class and keep a patient's images together. Returns (features -> probabilities), selected.
-    """
-    counts = np.bincount(data.labels)
-    folds = int(min(5, counts[counts > 0].min()))
-    if data.patients:
-        least = min(len({data.patients[i] for i in np.flatnonzero(data.labels == k)}) for k in np.unique(data.labels))
-        folds = min(folds, least)
-    if folds < 2:
-        raise InputError(f"--dataset {args.dataset}: a class has fewer than two training images or patients: no folds")
-    make = StratifiedGroupKFold if data.patients else StratifiedKFold
-    everything = set(data.labels)
-    while folds >= 2:  # grouped folds may miss a class: fewer then
-        splitter = make(folds, shuffle=True, random_state=args.seed)
-        cv = list(splitter.split(rows, data.labels, data.patients))
-        if all(set(data.labels[part]) == everything for pair in cv for part in pair):
-            break
-        folds -= 1
-    else:
-        raise InputError(f"--dataset {args.dataset}: its patients cannot be dealt into folds that hold every class")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    search = GridSearchCV(
-        model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
-        n_jobs=len(os.sched_getaffinity(0)), error_score="raise",
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        search.fit(rows.astype(np.float64), data.labels)
-    chosen = float(search.best_params_["logisticregression__C"])
-    if chosen in (GRID[0], GRID[-1]):
-        logger.warning(f"C {chosen:g} is at the end of the grid")
-
-    def predict(unseen):
-        probabilities = np.zeros((len(unseen), len(data.classes)))
-        probabilities[:, search.classes_] = search.predict_proba(unseen.astype(np.float64))
-        return probabilities
-
-    return predict, {"probe": "logistic", "C": chosen, "folds": folds, "cv_log_loss": -float(search.best_score_)}
-
-
-def fit_sgd(table: np.ndarray, data, args):
-    """SLIP's main_linear.py on the cached features: SGD with momentum, a cosine per epoch, no choice by test data.
-
-    The learning rate is --lr times batch size / 256, whatever the number of devices.
-    """
-    defaults = {"epochs": 90, "lr": 0.1, "momentum": 0.9, "wd": 0.0}
-    epochs, lr, momentum, decay = (
-        value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
-    )
-    rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
-    classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
-    torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
-    torch.nn.init.zeros_(classifier.bias)
-    peak = lr * args.batch_size / 256
-    optimizer = torch.optim.SGD(classifier.parameters(), peak, momentum=momentum, weight_decay=decay)
-    order = torch.Generator().manual_seed(args.seed)
-    for epoch in range(epochs):
-        optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        for batch in torch.randperm(len(rows), generator=order).split(args.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(classifier(rows[batch]), labels[batch]).backward()
-            optimizer.step()
-
-    @torch.no_grad()
-    def predict(unseen):
-        return F.softmax(classifier(torch.from_numpy(unseen)).double(), dim=1).numpy()
-
-    return predict, {"probe": "sgd", "epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
-
-
-def report(args, out, train, test, found, probabilities, selected, device) -> None:
+def report(args, out, train, test, found, probabilities, selected, leaks, device) -> None:
     """Write results.json, predictions.csv, features.pt and the plots; print the Markdown row."""
     from tools.plots import plot_confusion, plot_roc
 
+    assert np.isfinite(probabilities).all()
     scores = metrics.classification_report(test.labels, probabilities, test.classes)
     name = (
         args.name
         or f"{args.arch} ({Path(args.pretrained).name if os.path.exists(args.pretrained) else args.pretrained})"
-    )
+    ) + (f" ({selected['label']})" if "label" in selected else "")
     results = {
         "dataset": args.dataset,
         "encoder": {"arch": args.arch, "pretrained": args.pretrained, "features": args.features, "name": name},
@@ -236,6 +185,9 @@ def report(args, out, train, test, found, probabilities, selected, device) -> No
         **scores,
         "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
         "selected": selected,
+        "audit": leaks,
+        "data": {split: fingerprint(data) for split, data in (("train", train), ("test", test))},
+        "hardest": hardest(test, probabilities),
         "run": utils.provenance(vars(args), device),
     }
     table = pd.DataFrame(
@@ -248,8 +200,13 @@ def report(args, out, train, test, found, probabilities, selected, device) -> No
         }
     )
     utils.write_text(out / "predictions.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.17g"))
-    saved = {split: {"features": found[split], "labels": torch.from_numpy(data.labels), "ids": data.ids}
-             for split, data in (("train", train), ("test", test))}  # fmt: skip
+    saved = {
+        split: {
+            "features": found[split], "labels": torch.from_numpy(data.labels), "ids": data.ids,
+            "patients": data.patients or [],
+        }
+        for split, data in (("train", train), ("test", test)) if split in found
+    }  # fmt: skip
     utils.save_tensors({**saved, "classes": test.classes}, out / "features.pt")
     title = f"{args.dataset}: {name}"
     plot_roc(out / "roc.png", test.labels, probabilities, test.classes, title)
@@ -257,6 +214,28 @@ def report(args, out, train, test, found, probabilities, selected, device) -> No
     utils.write_json(out / "results.json", results)
     print_row(name, scores, results["ci95"])
     logger.info(f"results, predictions and plots: {out}")
+
+
+def fingerprint(data) -> dict:
+    """The number of cases, and a SHA-256 over their ids and labels."""
+    rows = "".join(f"{one}\t{data.classes[label]}\n" for one, label in zip(data.ids, data.labels, strict=True))
+    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+
+
+def hardest(test, probabilities: np.ndarray) -> list[dict]:
+    """The test cases whose own class was given the least probability, worst first."""
+    own = probabilities[np.arange(len(test)), test.labels]
+    return [
+        {
+            "id": test.ids[i],
+            "patient": test.patients[i] if test.patients else "",
+            "label": test.classes[test.labels[i]],
+            "predicted": test.classes[probabilities[i].argmax()],
+            "p_label": float(own[i]),
+            "path": test.images[i] if isinstance(test.images[i], str) else "",
+        }
+        for i in np.argsort(own, kind="stable")[:HARDEST]
+    ]
 
 
 def print_row(name: str, scores: dict, intervals: dict) -> None:
@@ -271,9 +250,16 @@ def print_row(name: str, scores: dict, intervals: dict) -> None:
     print("| " + " | ".join(COLUMNS) + " |")
     print("| --- |" + " ---: |" * len(values))
     print(f"| {name} | " + " | ".join(percent(value) for value in values) + " |", flush=True)
-    if intervals.get("auroc"):
-        low, high = intervals["auroc"]
-        logger.info(f"AUROC 95% interval {percent(low)} to {percent(high)} (bootstrap over the test split's patients)")
+
+    def with_interval(name, value):
+        low, high = intervals.get(name) or (None, None)
+        return f"{percent(value)} ({percent(low)} to {percent(high)})"
+
+    every = metrics.flat(scores)
+    shown = ["auroc", "average_precision", "f1", "precision", "recall", "ece", "brier"]
+    shown += [name for name in every if name.startswith("MALIGNANT.")]
+    logger.info("with 95% intervals over the test split's patients: "
+                + "; ".join(f"{name} {with_interval(name, every[name])}" for name in shown))  # fmt: skip
 
 
 if __name__ == "__main__":

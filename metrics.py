@@ -2,98 +2,203 @@
 
 import numpy as np
 import torch
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score, roc_curve
+
+RESAMPLES = 2000
+BINS = 15  # of the calibration error, equal in width
+SPECIFICITIES = (80, 90)  # percent, at which the sensitivity is given
+MOST_SCORES = 5_000_000  # above it no intervals: hours, for a tenth of a percent
 
 
 def classification_report(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict:
-    """`macro` and `per_class` of results.json, by scikit-learn. labels (N,) index `classes`; probabilities (N, K).
+    """`macro` and `per_class` of results.json. labels (N,) index `classes`; probabilities (N, K), rows sum to 1.
 
-    AUROC is one class against the rest, macro its plain mean; a class that no test case has leaves it undefined (None).
-    The prediction is the most probable class; precision counts as 0 for a class that is never predicted.
+    One class stands against the rest in AUROC, average precision and the sensitivities; macro is the plain mean. What
+    a class that no test case has leaves undefined is None. The prediction is the most probable class; precision
+    counts as 0 for a class that is never predicted. `ece` is the expected calibration error of the most probable class
+    over 15 equal bins (Guo et al., ICML 2017), `brier` the sum over classes of squared errors (Brier 1950), 0 to 2.
     """
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))
     precision, recall, f1, n = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
-    aurocs = [
-        roc_auc_score(labels == k, probabilities[:, k]) if 0 < (labels == k).sum() < len(labels) else None
-        for k in numbers
-    ]
-    per_class = {
-        name: {
-            "auroc": None if aurocs[k] is None else float(aurocs[k]),
+    per_class = {}
+    for k, name in enumerate(classes):
+        positive, scores = labels == k, probabilities[:, k]
+        defined = 0 < positive.sum() < len(labels)
+        per_class[name] = {
+            "auroc": float(roc_auc_score(positive, scores)) if defined else None,
+            "average_precision": float(average_precision_score(positive, scores)) if defined else None,
             "precision": float(precision[k]),
             "recall": float(recall[k]),
             "f1": float(f1[k]),
             "n": int(n[k]),
         }
-        for k, name in enumerate(classes)
-    }
-    macro = {
-        "auroc": None if None in aurocs else float(np.mean(aurocs)),
-        "f1": float(f1.mean()),
-        "precision": float(precision.mean()),
-        "recall": float(recall.mean()),
-    }
+        false, true, _ = roc_curve(positive, scores, drop_intermediate=False) if defined else (None, None, None)
+        for percent in SPECIFICITIES:
+            value = float(true[false <= 1 - percent / 100 + 1e-12].max()) if defined else None
+            per_class[name][f"sensitivity_at_{percent}_specificity"] = value
+
+    def mean(metric):
+        values = [one[metric] for one in per_class.values()]
+        return None if None in values else float(np.mean(values))
+
+    macro = {name: mean(name) for name in ("auroc", "average_precision", "f1", "precision", "recall")}
+    ones = np.ones((1, len(labels)))
+    macro["ece"] = float(weighted_ece(labels, probabilities, ones)[0])
+    macro["brier"] = float(brier(labels, probabilities).mean())
     return {"macro": macro, "per_class": per_class}
 
 
-def bootstrap_intervals(labels, probabilities, classes, patients=None, resamples: int = 2000, seed: int = 0) -> dict:
-    """95% percentile intervals of the macro metrics, {metric: [low, high]}, resampling patients with replacement.
+def flat(report: dict) -> dict[str, float | None]:
+    """A report's macro metrics, and those of each class as `CLASS.metric`: the names of the intervals."""
+    each = {
+        f"{name}.{metric}": value
+        for name, values in report["per_class"].items()
+        for metric, value in values.items()
+        if metric != "n"
+    }
+    return {**report["macro"], **each}
 
-    Where `patients` is None the cases are resampled. A resample is a weight for each case, so that all metrics are
-    matrix products and cumulative sums (Efron & Tibshirani 1993, chapter 13). A resample that misses a class leaves
-    that metric undefined and is left out of it. Above five million scores the intervals are None.
+
+# The bootstrap
+
+
+def bootstrap_intervals(labels, probabilities, classes, patients=None, resamples: int = RESAMPLES, seed: int = 0):
+    """95% percentile intervals of all metrics, {name of `flat`: [low, high]}, over resampled patients.
+
+    A resample that misses a class leaves that class's metrics undefined and is left out of them; a metric that no
+    resample defines, and all of them above five million scores, have None.
     """
-    n, k = probabilities.shape
+    if probabilities.size > MOST_SCORES:
+        names = flat(classification_report(labels[:1], probabilities[:1], classes))
+        return dict.fromkeys(names)
+    values = bootstrap(labels, [probabilities], classes, patients, resamples, seed)[0]
+    return {name: interval(one) for name, one in values.items()}
+
+
+def interval(values: np.ndarray) -> list[float] | None:
+    """The 2.5% and 97.5% quantiles of those values that are finite."""
+    finite = values[np.isfinite(values)]
+    return [float(one) for one in np.quantile(finite, (0.025, 0.975))] if len(finite) else None
+
+
+def bootstrap(labels, tables: list[np.ndarray], classes, patients, resamples: int, seed: int) -> list[dict]:
+    """Every metric in every resample, {name: (resamples,)} for each table of probabilities (N, K), all on the same
+    resamples: patients are drawn with replacement with all their cases (the cluster bootstrap; Efron & Tibshirani
+    1993, chapter 8), or cases where `patients` is None."""
+    n = len(labels)
     group = np.arange(n) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
-    predicted = probabilities.argmax(axis=1)
-    if n * k > 5_000_000:  # an ImageNet: hours, for intervals of a tenth of a percent
-        return dict.fromkeys(("auroc", "f1", "precision", "recall"))
-    is_label, is_predicted = np.eye(k)[labels], np.eye(k)[predicted]
     rng = np.random.default_rng(seed)
-    rows = []
-    block = max(1, min(resamples, 4_000_000 // n))
+    block = max(1, min(resamples, 2_000_000 // n))
+    parts = [[] for _ in tables]
     for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        draws = rng.integers(group.max() + 1, size=(count, group.max() + 1))
-        weights = np.zeros((count, group.max() + 1))
-        np.add.at(weights, (np.arange(count)[:, None], draws), 1)
-        weights = weights[:, group]
-        actual, guessed, hits = weights @ is_label, weights @ is_predicted, weights @ (is_label * is_predicted)
-        precision = hits / np.maximum(guessed, 1)
-        recall = hits / np.maximum(actual, 1)
-        f1 = 2 * hits / np.maximum(actual + guessed, 1)
-        auroc = np.stack([weighted_auroc(labels == c, probabilities[:, c], weights) for c in range(k)], axis=1)
-        rows.append(np.stack([one.mean(axis=1) for one in (auroc, f1, precision, recall)], axis=1))
-    values = np.concatenate(rows)
-    intervals = {}
-    for column, name in enumerate(("auroc", "f1", "precision", "recall")):
-        defined = values[np.isfinite(values[:, column]), column]
-        intervals[name] = [float(q) for q in np.quantile(defined, (0.025, 0.975))] if len(defined) else None
-    return intervals
+        weights = draw_weights(rng, group, min(block, resamples - start))
+        for found, probabilities in zip(parts, tables, strict=True):
+            found.append(weighted_scores(labels, probabilities, classes, weights))
+    return [{name: np.concatenate([part[name] for part in found]) for name in found[0]} for found in parts]
 
 
-def weighted_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC of each row of case weights: positive (N,) bool, scores (N,), weights (R, N) -> (R,), nan if undefined."""
-    order = np.argsort(scores, kind="stable")
+def draw_weights(rng: np.random.Generator, group: np.ndarray, count: int) -> np.ndarray:
+    """How often each case is in each of `count` resamples of its groups: (count, N) whole numbers as float64."""
+    groups = int(group.max()) + 1
+    draws = rng.integers(groups, size=(count, groups)) + groups * np.arange(count)[:, None]
+    return np.bincount(draws.ravel(), minlength=count * groups).reshape(count, groups)[:, group].astype(np.float64)
+
+
+def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of `classification_report` for each row of case weights (R, N) -> {name of `flat`: (R,)}.
+
+    A resample is a weight for each case, so all of them together are matrix products and cumulative sums.
+    """
+    k = len(classes)
+    predicted = probabilities.argmax(axis=1)
+    is_label, is_predicted = np.eye(k)[labels], np.eye(k)[predicted]
+    actual, guessed, hits = weights @ is_label, weights @ is_predicted, weights @ (is_label * is_predicted)
+    total = weights.sum(axis=1)
+    found = {
+        "precision": hits / np.maximum(guessed, 1),
+        "recall": hits / np.maximum(actual, 1),
+        "f1": 2 * hits / np.maximum(actual + guessed, 1),
+    }
+    curves = [weighted_curves(labels == c, probabilities[:, c], weights) for c in range(k)]
+    found |= {name: np.stack([curve[name] for curve in curves], axis=1) for name in curves[0]}
+    macro = {name: found[name].mean(axis=1) for name in ("auroc", "average_precision", "f1", "precision", "recall")}
+    macro["ece"] = weighted_ece(labels, probabilities, weights)
+    macro["brier"] = weights @ brier(labels, probabilities) / total
+    return macro | {f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()}
+
+
+def weighted_curves(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """What the ROC and precision-recall curves give: positive (N,) bool, scores (N,), weights (R, N) -> (R,) each.
+
+    nan where a row has no positive or no negative. Cases of one score are one threshold.
+    """
+    order = np.argsort(-scores, kind="stable")
     scores, positive, weights = scores[order], positive[order], weights[:, order]
-    _, first, run = np.unique(scores, return_index=True, return_inverse=True)
-    negative_weight = weights * ~positive
-    below = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(negative_weight, axis=1)], axis=1)
-    end = np.append(first[1:], len(scores))
-    # A tied negative counts half.
-    beaten = (below[:, first][:, run] + below[:, end][:, run]) / 2
-    positive_weight = weights * positive
-    with np.errstate(invalid="ignore"):
-        return (positive_weight * beaten).sum(axis=1) / (positive_weight.sum(axis=1) * below[:, -1])
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each run of equal scores
+    true = np.cumsum(weights * positive, axis=1)[:, last]
+    false = np.cumsum(weights * ~positive, axis=1)[:, last]
+    positives, negatives = true[:, -1], false[:, -1]
+    new_true, new_false = np.diff(true, axis=1, prepend=0), np.diff(false, axis=1, prepend=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # A negative is beaten by the positives above it, and by half of those that it ties with.
+        auroc = (new_false * (true - new_true / 2)).sum(axis=1) / (positives * negatives)
+        precision = true / np.maximum(true + false, 1)
+        found = {"auroc": auroc, "average_precision": (new_true * precision).sum(axis=1) / positives}
+        undefined = ~((positives > 0) & (negatives > 0))
+        for percent in SPECIFICITIES:
+            allowed = 100 * false <= (100 - percent) * negatives[:, None]  # whole numbers: exact
+            value = np.where(allowed, true, 0).max(axis=1) / positives
+            found[f"sensitivity_at_{percent}_specificity"] = value
+    return {name: np.where(undefined, np.nan, value) for name, value in found.items()}
 
 
-def retrieval(image_embed: torch.Tensor, text_embed: torch.Tensor, ks=(1, 5, 10), block: int = 1024) -> dict:
-    """Recall at k in percent, image to text and text to image, for N pairs (N, D), L2-normalised; row i matches row i.
+def weighted_ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Expected calibration error of the most probable class, for each row of weights (R, N) -> (R,)."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gap = np.eye(BINS)[bins] * (correct - confidence)[:, None]
+    return np.abs(weights @ gap).sum(axis=1) / weights.sum(axis=1)
+
+
+def brier(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,) the sum over classes of squared errors of each case's probabilities."""
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+
+
+def paired_difference(labels, ours, theirs, classes, patients=None, resamples: int = RESAMPLES, seed: int = 0) -> dict:
+    """Each metric of table `ours` minus that of `theirs`, on the same cases -> {name: {difference, ci95, p}}.
+
+    Both are scored on the same resampled patients. `p` is two-sided: twice the share of resamples on the rarer side of
+    0, the data counted as one of them (Davison & Hinkley 1997, section 4.2), 1 at most.
+    """
+    points = [flat(classification_report(labels, table, classes)) for table in (ours, theirs)]
+    first, second = bootstrap(labels, [ours, theirs], classes, patients, resamples, seed)
+    result = {}
+    for name in points[0]:
+        if points[0][name] is None:
+            continue
+        values = first[name] - second[name]
+        values = values[np.isfinite(values)]
+        rarer = min((values <= 0).sum(), (values >= 0).sum())
+        result[name] = {
+            "difference": points[0][name] - points[1][name],
+            "ci95": interval(values),
+            "p": float(min(1, 2 * (rarer + 1) / (len(values) + 1))),
+        }
+    return result
+
+
+# Retrieval
+
+
+def retrieval_ranks(image_embed: torch.Tensor, text_embed: torch.Tensor, block: int = 1024) -> dict[str, torch.Tensor]:
+    """The place of each query's own pair, 0 the best: {"i2t": (N,), "t2i": (N,)} for N pairs (N, D), L2-normalised.
 
     A tie is counted at the middle of the tied places, so that a model with one embedding for all is not perfect.
     """
-    result = {}
+    ranks = {}
     for name, queries, gallery in (("i2t", image_embed, text_embed), ("t2i", text_embed, image_embed)):
         places = []
         for start in range(0, len(queries), block):
@@ -101,7 +206,65 @@ def retrieval(image_embed: torch.Tensor, text_embed: torch.Tensor, ks=(1, 5, 10)
             own = scores.diagonal(offset=start)[:, None]
             above, tied = (~(scores <= own)).sum(dim=1), ((scores == own).sum(dim=1) - 1).clamp(min=0)
             places.append(above + tied / 2)
-        places = torch.cat(places)
-        for k in ks:
-            result[f"{name}_r{k}"] = 100 * (places < k).float().mean().item()
+        ranks[name] = torch.cat(places)
+    return ranks
+
+
+def recalls(ranks: dict[str, torch.Tensor], ks=(1, 5, 10)) -> dict[str, float]:
+    """Recall at k in percent, and the median rank (1 the best), in both directions."""
+    result = {}
+    for name, places in ranks.items():
+        result |= {f"{name}_r{k}": 100 * (places < k).float().mean().item() for k in ks}
+        result[f"{name}_median_rank"] = 1 + places.float().quantile(0.5).item()
     return result
+
+
+def retrieval(image_embed: torch.Tensor, text_embed: torch.Tensor, ks=(1, 5, 10), block: int = 1024) -> dict:
+    """`recalls` of N pairs (N, D), L2-normalised; row i matches row i."""
+    return recalls(retrieval_ranks(image_embed, text_embed, block), ks)
+
+
+def recall_intervals(ranks: dict[str, torch.Tensor], groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
+    """95% intervals of `recalls`, {name: [low, high]}: the queries of each group (N,) are drawn together.
+
+    The gallery stays as it is.
+    """
+    rng = np.random.default_rng(seed)
+    places = {name: one.double().cpu().numpy() for name, one in ranks.items()}
+    parts = []
+    block = max(1, min(resamples, 2_000_000 // len(groups)))
+    for start in range(0, resamples, block):
+        weights = draw_weights(rng, groups, min(block, resamples - start))
+        total = weights.sum(axis=1, keepdims=True)
+        values = {}
+        for name, one in places.items():
+            values |= {f"{name}_r{k}": 100 * (weights @ (one < k)) / total[:, 0] for k in (1, 5, 10)}
+            order = np.argsort(one)
+            reached = np.cumsum(weights[:, order], axis=1) >= total / 2
+            values[f"{name}_median_rank"] = 1 + one[order][reached.argmax(axis=1)]
+        parts.append(values)
+    return {name: interval(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def gallery_recalls(image_embed: torch.Tensor, text_embed: torch.Tensor, size: int = 1000, seed: int = 0) -> dict:
+    """The mean of `retrieval` over as many disjoint random galleries of `size` pairs as there are; {} if none."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(image_embed))).to(image_embed.device)
+    galleries = [retrieval(image_embed[part], text_embed[part]) for part in order.split(size) if len(part) == size]
+    return {f"g{size}_{name}": float(np.mean([one[name] for one in galleries])) for name in (galleries or [{}])[0]}
+
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean squared distance of positive pairs (N, D), L2-normalised: 0 to 4, less is closer (Wang & Isola 2020)."""
+    return (first - second).square().sum(dim=1).mean().item()
+
+
+def uniformity(x: torch.Tensor, block: int = 1024) -> float:
+    """Log of the mean Gaussian potential exp(-2 d^2) over the pairs of (N, D) rows, L2-normalised: less is more even.
+
+    Wang & Isola (ICML 2020), t = 2; nan for fewer than two rows.
+    """
+    total, n = 0.0, len(x)
+    for start in range(0, n, block):
+        square = 2 - 2 * x[start : start + block].double() @ x.double().T
+        total += torch.exp(-2 * square).sum().item()
+    return float(np.log((total - n) / (n * (n - 1)))) if n > 1 else float("nan")

@@ -254,10 +254,21 @@ def linear_parser() -> Parser:
     )
     group.add_argument(
         "--probe",
-        choices=("logistic", "sgd"),
+        choices=("logistic", "sgd", "medslip", "knn", "zeroshot"),
         default=None,
-        help="default: logistic, and sgd above 50,000 training rows",
+        help="medslip: the published rows' recipe; zeroshot: by prompts, untrained (default: logistic, and sgd above "
+        "50,000 training rows)",
     )
+    group.add_argument(
+        "--allow-leakage", action="store_true", help="go on although patients are in the training and the test split"
+    )
+    group.add_argument(
+        "--prompts",
+        default=str(Path(__file__).with_name("prompts.json")),
+        metavar="FILE",
+        help="zeroshot only: the classes' prompts",
+    )
+    group.add_argument("--text-model", default=None, help="zeroshot only: as main.py's (default: the checkpoint's own)")
     group.add_argument("-b", "--batch-size", type=positive, default=128, help="images a forward pass; rows an SGD step")
     group.add_argument("--epochs", type=positive, default=None, help="sgd only (default: 90)")
     group.add_argument("--lr", type=number, default=None, help="sgd only, times batch size / 256 (default: 0.1)")
@@ -323,8 +334,12 @@ def parse(parser, argv=None):
             parser.error("--lock-text: --objective simclr builds no text tower")
         if args.context_length < 3:
             parser.error("--context-length: 3 tokens or more")
-    if getattr(args, "probe", None) == "logistic":
+    if getattr(args, "probe", None) not in (None, "sgd"):
         given = [f"--{name}" for name in ("epochs", "lr", "momentum", "wd") if getattr(args, name) is not None]
         if given:
-            parser.error(f"{', '.join(given)}: for --probe sgd; the logistic probe chooses its regularisation itself")
+            parser.error(f"{', '.join(given)}: for --probe sgd; {args.probe} takes none of them")
+    if hasattr(args, "probe") and args.probe != "zeroshot" and args.text_model is not None:
+        parser.error("--text-model: for --probe zeroshot; the others read no text")
+    if getattr(args, "probe", None) == "zeroshot" and args.features == "pooled":
+        parser.error("--features pooled: zeroshot compares projected features with the prompts'")
     return args

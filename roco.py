@@ -52,6 +52,7 @@ OTHER_MODALITY = (
     r"\bpet\b",
     r"scintigra",
 )
+ARTICLE = re.compile(r"PMC\d+")
 SUBSETS = {"mammo": MAMMO, "mammo+xray": MAMMO + XRAY}
 
 
@@ -200,6 +201,27 @@ def read_licences(path: Path) -> dict[str, str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     return {row[0]: row[1] for row in rows if len(row) >= 2}
+
+
+def articles(root, ids) -> list[str | None]:
+    """The PubMed Central article (PMC4083729) of each ROCO id, by `licences.txt` or `dlinks.txt` of any split.
+
+    None for an id that neither names. Raises InputError for a file that cannot be read.
+    """
+    found = {}
+    for split, name in itertools.product(SPLITS, ("licences.txt", "dlinks.txt")):
+        path = Path(root) / split / "radiology" / name
+        if not path.exists():
+            continue
+        try:
+            with open(path, encoding="utf-8-sig", errors="replace") as file:
+                for line in file:
+                    key, match = re.split(r"[,\t]", line, maxsplit=1)[0], ARTICLE.search(line)
+                    if match:
+                        found.setdefault(key, match[0])
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return [found.get(key) for key in ids]
 
 
 def read_keywords(root: Path, splits) -> dict[str, str]:

@@ -3,7 +3,7 @@
 python benchmarks/probe.py
 
 Both on made-up pictures of 0.7 megapixels with random labels and groups. Ours is measured whole: decode, encode the
-training and the test split under autocast, then fit (one value of C; and the grid of main_linear.py with its
+training and the test split under autocast, then fit (one value of C; and the grid of probes.py with its
 folds). The reference is SLIP's main_linear.py with its encoder frozen: every epoch decodes with Pillow, crops, flips
 and encodes the training split under the same autocast, trains the layer by SGD, and encodes the test split.
 It is EXTRAPOLATED from some measured batches to 100 epochs.
@@ -31,8 +31,8 @@ from torchvision import transforms as T
 
 import augment
 import images
-import main_linear
 import models
+import probes
 import utils
 import views
 
@@ -111,7 +111,7 @@ def main() -> None:
             single.append(time.perf_counter() - started)
         started = time.perf_counter()
         data = SimpleNamespace(labels=labels, patients=patients, classes=["a", "b", "c"])
-        main_linear.fit_logistic(rows[: args.train], data, SimpleNamespace(dataset="made up", seed=0))
+        probes.fit_logistic(rows[: args.train], data, SimpleNamespace(dataset="made up", seed=0))
         grid.append(time.perf_counter() - started)
     whole = [100 * total * one for one in theirs]
     say(f"{args.arch}, {dtype}, {args.train} + {args.test} images, {args.repeats} repeats in turn")

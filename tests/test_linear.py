@@ -6,12 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from conftest import run_cli
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 import main_linear
+import metrics
+import audit
+import datasets
+import features
 import models
 import options
+import probes
 
 SMALL = ("--arch", "resnet10t", "--pretrained", "none", "--image-size", "32", "--device", "cpu", "--workers", "0")
 
@@ -20,7 +26,7 @@ def probe(capsys, out, *more):
     return run_cli(capsys, main_linear.main, options.linear_parser, "--output-dir", out, *SMALL, *more)
 
 
-@pytest.mark.parametrize("which", ["logistic", "sgd"])
+@pytest.mark.parametrize("which", ["logistic", "sgd", "knn"])
 def test_image_folder(folders, tmp_path, capsys, which):
     out = tmp_path / "out"
     words = ("--catalog", folders, "--dataset", "imagenet", "--probe", which, "--batch-size", "5")
@@ -62,9 +68,18 @@ def test_cbis_phantoms(phantoms, tmp_path, capsys, task):
     assert code == 0, errors
     results, table = check_against_scikit_learn(out)
     assert results["classes"] == ["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]
-    assert set(results["ci95"]) == {"auroc", "f1", "precision", "recall"}
-    low, high = results["ci95"]["auroc"]
-    assert low <= results["macro"]["auroc"] <= high
+    assert {"auroc", "ece", "brier", "MALIGNANT.sensitivity_at_80_specificity"} < set(results["ci95"])
+    for name, value in metrics.flat(results).items():
+        low, high = results["ci95"][name]
+        assert low <= value <= high or name in ("ece", "brier"), name
+    found = results["audit"]
+    assert found["patients_in_both"] == 0 and found["patients_across_tasks"] is not None
+    assert found["several_cases_of_an_image"]["train"]["images"] >= 0 and found["near_duplicates"]["bits"] == 6
+    assert len(results["hardest"]) == 12
+    worst = table.iloc[[list(table["id"]).index(one["id"]) for one in results["hardest"]]]
+    assert [one["p_label"] for one in results["hardest"]] == pytest.approx(
+        [row[f"p_{row['label']}"] for _, row in worst.iterrows()]
+    )
     assert table["patient"].str.startswith("P_").all() and len(table) == results["n_test"]
     assert "N/A" not in printed
 
@@ -107,9 +122,9 @@ def test_folds_keep_patients_together():
 
     Data.classes, Data.labels, Data.patients = ("a", "b"), labels, [f"p{i // 2}" for i in range(120)]
     args = options.parse(options.linear_parser(), [])
-    _, grouped = main_linear.fit_logistic(features, Data, args)
+    _, grouped = probes.fit_logistic(features, Data, args)
     Data.patients = None
-    _, split = main_linear.fit_logistic(features, Data, args)
+    _, split = probes.fit_logistic(features, Data, args)
     assert grouped["cv_log_loss"] > 0.6 > 0.45 > split["cv_log_loss"]
 
 
@@ -128,3 +143,135 @@ def test_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
     code, _, errors = probe(capsys, tmp_path / "out", *more)
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, capsys):
+    """The published recipe at 384 pixels with MedCLIP's Swin: what was kept equals encoding the flipped files anew."""
+    model = models.create_model("medclip_vit", None, image_size=384).requires_grad_(False).eval()
+    args = options.parse(
+        options.linear_parser(), ["--probe", "medslip", "--amp", "off", "-b", "3", "--image-size", "384"]
+    )
+    args.arch, args.normalize, args.features, args.pretrained = "medclip_vit", "imagenet", "projected", "none"
+    data = datasets.labelled_set(datasets.find_entry(folders, "imagenet"), "train")
+    keep = [0, 5, 13, 20]
+    ids, paths = [data.ids[i] for i in keep], [data.images[i] for i in keep]
+    some = datasets.Labelled(ids, data.labels[keep], data.classes, None, paths, "squash")
+
+    class Stay:
+        def check(self):
+            return False
+
+    device = torch.device("cpu")
+    kept = features.extract(model, some, some, args, device, None, 0, tmp_path / "partial", Stay(), flips=True)
+    assert kept.shape == (4, 4, 512)
+    mean, std = (torch.tensor(one)[:, None, None] for one in models.MEAN_STD["imagenet"])
+    for row, path in enumerate(some.images):
+        for number, operations in enumerate(
+            ((), (Image.Transpose.FLIP_LEFT_RIGHT,), (Image.Transpose.FLIP_TOP_BOTTOM,), (Image.Transpose.ROTATE_180,))
+        ):
+            image = Image.open(path).convert("RGB").resize((384, 384), Image.BILINEAR)
+            for operation in operations:
+                image = image.transpose(operation)
+            pixels = (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255 - mean) / std
+            with torch.no_grad():
+                anew = model.encode_image(pixels[None])[0]
+            assert (kept[row, number] - anew).norm() < 1e-5 * anew.norm()
+
+
+def test_published_recipe(folders, tmp_path, capsys):
+    words = ("--catalog", folders, "--dataset", "imagenet", "--probe", "medslip", "--name", "x")
+    code, printed, errors = probe(capsys, tmp_path / "out", *words)
+    assert code == 0, errors
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["selected"]["label"] == "medslip recipe" and results["encoder"]["name"] == "x (medslip recipe)"
+    assert results["run"]["args"]["normalize"] == "imagenet"
+    assert "--image-size 32: the published recipe has 384" in printed
+    saved = torch.load(tmp_path / "out" / "features.pt", weights_only=True)
+    assert saved["train"]["features"].shape == (24, 4, 512) and saved["test"]["features"].shape == (12, 512)
+
+
+def test_published_recipe_step_by_step():
+    """15 epochs in order, AdamW at 6.25e-5, a cosine restarted every 5 steps, two linear layers; written out here."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(37, 4, 6)).astype(np.float32)
+    labels = rng.integers(0, 3, 37)
+
+    class Data:
+        pass
+
+    Data.classes, Data.labels = ("a", "b", "c"), labels
+    args = options.parse(options.linear_parser(), ["--probe", "medslip", "--seed", "4"])
+    predict, _ = probes.fit_medslip(table, Data, args)
+    torch.manual_seed(4)
+    first, second = torch.nn.Linear(6, 1024), torch.nn.Linear(1024, 3)
+    optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=1e-3)
+    step = 0
+    flipped = 0
+    for epoch in range(15):
+        which = probes.draw_flips(37, epoch, 4)
+        flipped += np.stack([which % 2, which // 2]).mean(axis=1) / 15
+        for start in range(0, 37, 16):
+            optimizer.param_groups[0]["lr"] = 6.25e-5 * (1 + np.cos(np.pi * (step % 5) / 5)) / 2
+            rows = torch.tensor(np.array([table[i, which[i]] for i in range(start, min(start + 16, 37))]))
+            loss = torch.nn.functional.cross_entropy(second(first(rows)), torch.tensor(labels[start : start + 16]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    expected = second(first(torch.from_numpy(table[:, 0]))).softmax(dim=1).detach().numpy()
+    assert np.abs(predict(table[:, 0]) - expected).max() < 1e-5
+    assert np.abs(flipped - 0.3).max() < 0.06
+
+
+def test_knn_by_hand():
+    """Ten directions of two classes; the nearest by angle, whatever the lengths."""
+    angles = np.concatenate([np.linspace(0, 0.5, 10), np.linspace(1.0, 1.5, 10)])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.random.default_rng(0).uniform(1, 9, (20, 1))
+
+    class Data:
+        pass
+
+    Data.classes, Data.labels, Data.patients = ("a", "b"), np.repeat([0, 1], 10), None
+    args = options.parse(options.linear_parser(), ["--probe", "knn"])
+    predict, selected = probes.fit_knn(rows.astype(np.float32), Data, args)
+    assert selected["cv_auroc"] == 1 and selected["k"] in probes.NEIGHBOURS
+    assert (predict(np.array([[9, 1], [0.1, 1]], np.float32)).argmax(axis=1) == [0, 1]).all()
+
+
+def test_zero_shot(roco, folders, tmp_path, capsys):
+    import main
+
+    words = ["--root", roco, "--text-model", "tiny", "--ssl-mlp-dim", "8", "--batch-size", "8", "--epochs", "1"]
+    words += ["--output-dir", tmp_path / "run", "--cache", "none", *SMALL]
+    code, _, errors = run_cli(capsys, main.main, options.train_parser, *words)
+    assert code == 0, errors
+    shown = ["--output-dir", tmp_path / "out", "--catalog", folders, "--dataset", "imagenet", "--probe", "zeroshot"]
+    shown += ["--pretrained", tmp_path / "run" / "checkpoint.pt", "--device", "cpu", "--workers", "0"]
+    code, _, errors = run_cli(capsys, main_linear.main, options.linear_parser, *shown)
+    assert code == 0, errors
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["selected"]["probe"] == "zeroshot" and results["selected"]["prompts"] == 10
+    (tmp_path / "p.json").write_text('{"sets": {"imagenet": {"dark": ["a"], "light": ["b"]}}}')
+    code, _, errors = run_cli(capsys, main_linear.main, options.linear_parser, *shown, "--prompts", tmp_path / "p.json")
+    assert code == 2 and "p.json: the prompts of 'imagenet' must be lists of texts for bright, dark" in errors
+    code, _, errors = probe(
+        capsys, tmp_path / "o", "--catalog", folders, "--dataset", "imagenet", "--probe", "zeroshot"
+    )
+    assert code == 2 and "has no text tower" in errors
+
+
+def test_pooled_tasks_share_patients(phantoms, tmp_path, capsys):
+    words = ("--root", phantoms / "cbis", "--dataset", "cbis_pooled")
+    found = audit_of(phantoms)
+    code, _, errors = probe(capsys, tmp_path / "out", *words)
+    if found["either"] == 0:
+        assert code == 0, errors
+        return
+    assert code == 2 and f"{found['either']} patients are in the training and in the test split" in errors
+    code, printed, errors = probe(capsys, tmp_path / "out", *words, "--allow-leakage")
+    assert code == 0, errors
+    assert f"patients in both: {found['either']}" in printed
+
+
+def audit_of(phantoms):
+    return audit.across_tasks({"path": str(phantoms / "cbis"), "type": "cbis"})

@@ -1,4 +1,4 @@
-"""Plots of a probe's predictions: ROC curves and a confusion matrix."""
+"""Plots of a probe: ROC curves, a confusion matrix, label efficiency."""
 
 import matplotlib
 
@@ -60,6 +60,25 @@ def plot_confusion(path, labels: np.ndarray, predicted: np.ndarray, classes: lis
     else:
         axes.set(xticks=[], yticks=[])
     axes.set(xlabel="Predicted", ylabel="Actual")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_efficiency(path, rows: list[dict], title: str) -> None:
+    """AUROC over the number of training patients: each draw a dot, the mean a line, its interval a band."""
+    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    patients = [row["patients"] for row in rows]
+    for row in rows:
+        axes.plot([row["patients"]] * len(row["values"]), row["values"], ".", color="gray", markersize=4)
+    axes.plot(patients, [row["mean"] for row in rows], color=COLOURS[0], marker="o")
+    some = [row for row in rows if row["low"] is not None]
+    edges = [[row[name] for row in some] for name in ("patients", "low", "high")]
+    axes.fill_between(*edges, alpha=0.2, color=COLOURS[0])
+    axes.set(xscale="log", xlabel="Training patients", ylabel="Test AUROC", xticks=patients)
+    axes.set_xticklabels([f"{row['patients']}\n{row['percent']}%" for row in rows])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,0 +1,178 @@
+"""The probes: what is fitted on features of a frozen encoder, and chosen on the training split alone.
+
+Each `fit_*` takes features (N, D) float32, the datasets.Labelled that they are of and the arguments, and returns a
+function from unseen features to probabilities (M, K), and a dict of what was selected.
+"""
+
+import math
+import os
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from utils import InputError, logger
+
+GRID = np.logspace(-5, 3, 13)  # C, the inverse of the L2 penalty
+NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
+FLIP_CHANCE = 0.3  # of each of the two flips in the published recipe
+
+
+def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
+    """At most five folds (rows to train on, rows held out), stratified by class, a patient's images together.
+
+    Raises InputError if there are none that hold every class.
+    """
+    counts = np.bincount(data.labels)
+    folds = int(min(5, counts[counts > 0].min()))
+    if data.patients:
+        least = min(len({data.patients[i] for i in np.flatnonzero(data.labels == k)}) for k in np.unique(data.labels))
+        folds = min(folds, least)
+    if folds < 2:
+        raise InputError(f"--dataset {args.dataset}: a class has fewer than two training images or patients: no folds")
+    make = StratifiedGroupKFold if data.patients else StratifiedKFold
+    everything = set(data.labels)
+    while folds >= 2:  # grouped folds may miss a class: fewer then
+        splitter = make(folds, shuffle=True, random_state=args.seed)
+        cv = list(splitter.split(np.zeros(len(data.labels)), data.labels, data.patients))
+        if all(set(data.labels[part]) == everything for pair in cv for part in pair):
+            return cv
+        folds -= 1
+    raise InputError(f"--dataset {args.dataset}: its patients cannot be dealt into folds that hold every class")
+
+
+def all_classes(model, classes):
+    """A fitted model of scikit-learn's -> features to probabilities, 0 for a class that it has not seen."""
+
+    def predict(unseen):
+        probabilities = np.zeros((len(unseen), len(classes)))
+        probabilities[:, model.classes_] = model.predict_proba(unseen.astype(np.float64))
+        return probabilities
+
+    return predict
+
+
+def fit_plain(rows: np.ndarray, data, penalty: float):
+    """The logistic probe with a given C."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(rows.astype(np.float64), data.labels)
+    return all_classes(model, data.classes)
+
+
+def fit_logistic(rows: np.ndarray, data, args):
+    """Logistic regression on standardised features; C by the log loss of `make_folds`."""
+    cv = make_folds(data, args)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    search = GridSearchCV(
+        model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
+        n_jobs=len(os.sched_getaffinity(0)), error_score="raise",
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search.fit(rows.astype(np.float64), data.labels)
+    chosen = float(search.best_params_["logisticregression__C"])
+    if chosen in (GRID[0], GRID[-1]):
+        logger.warning(f"C {chosen:g} is at the end of the grid")
+    selected = {"probe": "logistic", "C": chosen, "folds": len(cv), "cv_log_loss": -float(search.best_score_)}
+    return all_classes(search, data.classes), selected
+
+
+def fit_knn(rows: np.ndarray, data, args):
+    """The k nearest training images by cosine, their votes weighted by exp(similarity / 0.07) (Wu et al., CVPR 2018;
+    facebookresearch/dinov2, eval/knn.py); k by the macro AUROC of `make_folds`."""
+    cv = make_folds(data, args)
+    fewest = min(len(train) for train, _ in cv)
+
+    def votes(distances):
+        return np.exp(-distances / 0.07)  # cosine distance is 1 - similarity: the factor exp(1 / 0.07) cancels
+
+    def macro_auroc(model, unseen, labels):
+        probabilities = model.predict_proba(unseen)
+        each = [roc_auc_score(labels == k, probabilities[:, i]) for i, k in enumerate(model.classes_)]
+        return float(np.mean(each))
+
+    search = GridSearchCV(
+        KNeighborsClassifier(metric="cosine", algorithm="brute", weights=votes),
+        {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv, error_score="raise",
+    )  # fmt: skip
+    search.fit(rows.astype(np.float64), data.labels)
+    chosen = int(search.best_params_["n_neighbors"])
+    selected = {"probe": "knn", "k": chosen, "folds": len(cv), "cv_auroc": float(search.best_score_)}
+    return all_classes(search, data.classes), selected
+
+
+def fit_sgd(table: np.ndarray, data, args):
+    """SLIP's main_linear.py on the cached features: SGD with momentum, a cosine per epoch, no choice by test data.
+
+    The learning rate is --lr times batch size / 256, whatever the number of devices.
+    """
+    defaults = {"epochs": 90, "lr": 0.1, "momentum": 0.9, "wd": 0.0}
+    epochs, lr, momentum, decay = (
+        value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
+    )
+    rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
+    classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
+    torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
+    torch.nn.init.zeros_(classifier.bias)
+    peak = lr * args.batch_size / 256
+    optimizer = torch.optim.SGD(classifier.parameters(), peak, momentum=momentum, weight_decay=decay)
+    order = torch.Generator().manual_seed(args.seed)
+    for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        for batch in torch.randperm(len(rows), generator=order).split(args.batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(rows[batch]), labels[batch]).backward()
+            optimizer.step()
+    return softmax_of(classifier), {"probe": "sgd", "epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+
+
+def fit_medslip(table: np.ndarray, data, args):
+    """The published rows' recipe as far as it is known, on the features (N, 4, D) of each image's features.FLIPS.
+
+    The training data are in order and not shuffled, each image is flipped left to right and upside down at p = .3,
+    the head is two linear layers with nothing between, the last epoch counts. The encoder is in eval mode, so that a
+    flipped image's feature is the one that was kept.
+    """
+    epochs, batch, peak, restart = 15, 16, 1e-3 * 16 / 256, 5
+    rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        head = torch.nn.Sequential(torch.nn.Linear(rows.shape[-1], 1024), torch.nn.Linear(1024, len(data.classes)))
+    optimizer = torch.optim.AdamW(head.parameters(), peak)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, restart)
+    for epoch in range(epochs):
+        which = draw_flips(len(rows), epoch, args.seed)
+        for some in torch.arange(len(rows)).split(batch):
+            optimizer.zero_grad()
+            F.cross_entropy(head(rows[some, which[some]]), labels[some]).backward()
+            optimizer.step()
+            schedule.step()
+    selected = {
+        "probe": "medslip", "label": "medslip recipe", "epochs": epochs, "batch_size": batch, "lr": peak,
+        "restart_every_steps": restart, "flip_chance": FLIP_CHANCE,
+    }  # fmt: skip
+    return softmax_of(head), selected
+
+
+def draw_flips(n: int, epoch: int, seed: int) -> torch.Tensor:
+    """Which of features.FLIPS each of n images has in an epoch, (n,) int64."""
+    left_right, upside_down = np.random.default_rng((seed, epoch)).random((2, n)) < FLIP_CHANCE
+    return torch.from_numpy(left_right + 2 * upside_down).long()
+
+
+def softmax_of(head: torch.nn.Module):
+    @torch.no_grad()
+    def predict(unseen):
+        return F.softmax(head(torch.from_numpy(unseen)).double(), dim=1).numpy()
+
+    return predict

@@ -1,0 +1,90 @@
+"""Compare two probes of the same test cases: difference, 95% interval and p-value of each metric, paired by case.
+
+python tools/compare.py runs/a/calc runs/b/calc
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import metrics
+import utils
+from utils import InputError
+
+
+def main(args) -> None:
+    first, second = (read_predictions(Path(folder)) for folder in args.runs)
+    check_same(first, second, args.runs)
+    classes = [name.removeprefix("p_") for name in first.columns if name.startswith("p_")]
+    columns = [f"p_{name}" for name in classes]
+    labels = np.array([classes.index(name) for name in first["label"]])
+    patients = None if (first["patient"] == "").any() else list(first["patient"])
+    tables = [table[columns].to_numpy(np.float64) for table in (first, second)]
+    found = metrics.paired_difference(labels, *tables, classes, patients, args.resamples, args.seed)
+    unit = f"{len(set(patients))} patients" if patients else f"{len(labels)} cases (no patients are known)"
+    print(f"{args.runs[0]} minus {args.runs[1]}: {len(labels)} cases, {args.resamples} paired resamples of {unit}\n")
+    print("| metric | difference | 95% interval | p |\n| --- | ---: | ---: | ---: |")
+    for name, one in found.items():
+        low, high = one["ci95"] or (float("nan"),) * 2
+        print(f"| {name} | {one['difference']:+.4f} | {low:+.4f} to {high:+.4f} | {one['p']:.4f} |")
+    if args.out:
+        utils.write_json(Path(args.out), {"runs": args.runs, "resamples": args.resamples, "metrics": found})
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """predictions.csv of a probe, its cases in the order of their ids. Raises InputError."""
+    path = folder / "predictions.csv"
+    try:
+        table = pd.read_csv(path, dtype={"id": str, "patient": str, "label": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({str(error)[:100]}): give a folder of main_linear.py") from None
+    columns = [name for name in table.columns if name.startswith("p_")]
+    absent = {"id", "patient", "label"} - set(table.columns)
+    if absent or len(columns) < 2 or not len(table):
+        raise InputError(f"{path}: not the predictions of a probe: give a folder of main_linear.py")
+    for column in columns:
+        values = pd.to_numeric(table[column], errors="coerce")
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise InputError(f"{path}, row {bad[0] + 2}: {column} is {table[column][bad[0]]!r}: run the probe again")
+        table[column] = values
+    unknown = np.flatnonzero(~("p_" + table["label"]).isin(columns))
+    if len(unknown):
+        raise InputError(f"{path}, row {unknown[0] + 2}: no column for the label {table['label'][unknown[0]]!r}")
+    if table["id"].duplicated().any():
+        raise InputError(f"{path}: {table['id'][table['id'].duplicated()].iloc[0]} is there twice: run the probe again")
+    return table.sort_values("id", ignore_index=True)
+
+
+def check_same(first: pd.DataFrame, second: pd.DataFrame, runs) -> None:
+    """Both have the same cases, of the same patients, with the same labels and classes. Raises InputError."""
+    ours, theirs = set(first["id"]), set(second["id"])
+    if ours != theirs:
+        only = [f"{len(a - b)} only in {run} (first {min(a - b)})" for a, b, run in
+                ((ours, theirs, runs[0]), (theirs, ours, runs[1])) if a - b]  # fmt: skip
+        raise InputError(f"the test cases differ: {', '.join(only)}: compare probes of one test split")
+    columns = [[name for name in table.columns if name.startswith("p_")] for table in (first, second)]
+    if sorted(columns[0]) != sorted(columns[1]):
+        raise InputError(f"the classes differ: {', '.join(columns[0])} and {', '.join(columns[1])}")
+    for what in ("label", "patient"):
+        rows = np.flatnonzero(first[what] != second[what])
+        if len(rows):
+            row = rows[0]
+            values = f"{first[what][row]} and {second[what][row]}"
+            raise InputError(f"{len(rows)} test cases differ in their {what}, first {first['id'][row]}: {values}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="output folders of main_linear.py")
+    parser.add_argument("--resamples", type=int, default=10_000, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", metavar="FILE", help="write the same as JSON")
+    arguments = parser.parse_args()
+    if arguments.resamples < 100 or arguments.seed < 0:
+        parser.error("--resamples: 100 or more; --seed: 0 or more")
+    utils.run_script(main, arguments)
