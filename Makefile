@@ -27,7 +27,9 @@ demo: setup
 		$(BIN)/python main_linear.py $(PROBE) --dataset cbis_$$task --pretrained $(OUT)/slip/checkpoint_best.pt \
 			--name "fine-tuned on phantoms" --output-dir $(OUT)/probe_$${task}_finetuned || exit 1; \
 	done
+	$(BIN)/python main.py $(TRAIN) --output-dir $(OUT)/slip --evaluate
 	@$(BIN)/python tools/table.py $(OUT)/probe_*
+	@$(BIN)/python tools/report.py $(OUT)/slip $(OUT)/probe_* --out $(OUT)/report.html
 
 test: setup
 	$(BIN)/ruff check .

@@ -229,6 +229,7 @@ def recall_intervals(ranks: dict[str, torch.Tensor], groups: np.ndarray, resampl
 
     The gallery stays as it is.
     """
+    groups = np.unique(groups, return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     places = {name: one.double().cpu().numpy() for name, one in ranks.items()}
     parts = []

@@ -23,6 +23,7 @@ from utils import InputError, logger
 
 GRID = np.logspace(-5, 3, 13)  # C, the inverse of the L2 penalty
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
+SMALL = 300_000  # numbers, below which one process has fitted the grid before others have started
 FLIP_CHANCE = 0.3  # of each of the two flips in the published recipe
 
 
@@ -75,7 +76,7 @@ def fit_logistic(rows: np.ndarray, data, args):
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     search = GridSearchCV(
         model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
-        n_jobs=len(os.sched_getaffinity(0)), error_score="raise",
+        n_jobs=len(os.sched_getaffinity(0)) if rows.size > SMALL else 1, error_score="raise",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -137,6 +137,7 @@ def report(embeddings, pairs, articles: list, disjoint, args, device) -> dict:
         "score": mean_recall(found),
         "metrics": found,
         "ci95": intervals,
+        "ranks": {"ids": list(pairs.ids), **{name: one.tolist() for name, one in ranks.items()}},
         "examples": examples(image, caption, ranks["i2t"], pairs),
         "run": utils.provenance(vars(args), device),
     }

@@ -96,10 +96,9 @@ def test_disjoint_retrieval_is_logged(roco_with_articles, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "retrieval.json").read_text())
     assert report["metrics"]["i2t_r1"] == line["val_i2t_r1"]
     assert report["metrics"]["disjoint_t2i_r1"] == line["val_disjoint_t2i_r1"]
-    assert (
-        len(report["examples"]["good"]) == 5
-        and report["examples"]["good"][0]["rank"] <= report["examples"]["bad"][0]["rank"]
-    )
+    good, bad = report["examples"]["good"], report["examples"]["bad"]
+    assert len(good) == len(bad) == 5 and good[0]["rank"] <= bad[0]["rank"]
+    assert len(report["ranks"]["i2t"]) == 8 and report["ranks"]["ids"][0] == "ROCO_50000"
     low, high = report["ci95"]["i2t_r5"]
     assert low <= report["metrics"]["i2t_r5"] <= high and report["metrics"]["alignment"] >= 0
 
