@@ -462,6 +462,8 @@ def made(folder: str, script: str, run: dict, more: dict) -> str:
     words = []
     for name, value in run["args"].items():
         flag = "--" + name.replace("_", "-")
+        if name == "save_every" and isinstance(value, list):  # steps, or seconds
+            value = value[0] if value[1] is None else f"{value[1]:g}s"
         if value is True:
             words.append(flag)
         elif value not in (None, False):
