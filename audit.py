@@ -71,7 +71,7 @@ def image_names(entry: dict, data) -> set[str]:
     """The images that the cases are of: for CBIS-DDSM the mammogram, whichever of its abnormalities is cropped."""
     if entry["type"] == "cbis":
         return {mammogram(one) for one in data.ids}
-    return {one for one in data.images if isinstance(one, str)}
+    return set(data.images) if isinstance(data.images[0], str) else set()
 
 
 def mammogram(case_id: str) -> str:
