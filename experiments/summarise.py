@@ -35,6 +35,7 @@ import utils
 import views
 
 RESAMPLES = 2000
+PENALTY = 1e-3  # C of every logistic probe, fixed beforehand: folds of 50 lesions would choose by chance
 CONTRASTS = (
     ("slip_1", "clip"),
     ("slip_1", "simclr"),
@@ -91,18 +92,29 @@ def measure(contents: dict, configuration: str, args, untrained_seed: int | None
     if tokenizer and untrained_seed is None:
         scores |= retrieval_scores(model, tokenizer, saved, args.root)
     for name, train, test in probe_sets(args):
-        for kind in ("pooled", "projected"):
-            scores[f"{name} AUROC, {kind}"] = probe_scores(model, saved, train, test, kind)
+        pooled = {
+            split: encode(model, saved, f"{name} {split}", data, data.fit)
+            for split, data in (("train", train), ("test", test))
+            if data is not None
+        }
+        projected = {split: model.image_projection(rows) for split, rows in pooled.items()}
+        for kind, features in (("pooled", pooled), ("projected", projected)):
+            scores[f"{name} AUROC, {kind}"] = probe_scores(features, train, test)
     return scores
 
 
-def encode(model, saved: dict, data, fit: str) -> torch.Tensor:
-    """Pooled features (N, width)."""
-    dataset = views.WholeImages(data, None, saved["image_size"], fit)
+BATCHES = {}  # of a set, packed: every checkpoint sees the same pixels
+
+
+def encode(model, saved: dict, name: str, data, fit: str) -> torch.Tensor:
+    """Pooled features (N, width) of a set, whose batches are kept under its name."""
+    if name not in BATCHES:
+        dataset = views.WholeImages(data, None, saved["image_size"], fit)
+        BATCHES[name] = [dataset.__getitems__(batch) for batch in views.rank_batches(len(data), 128, 0, 1)]
     norm = models.mean_std(saved["normalize"], saved["arch"])
     rows = []
-    for batch in views.rank_batches(len(data), 128, 0, 1):
-        (pixels,) = augment.make_views(dataset.__getitems__(batch), *norm, torch.device("cpu"))
+    for batch in BATCHES[name]:
+        (pixels,) = augment.make_views(batch, *norm, torch.device("cpu"))
         rows.append(model.encode_image(pixels, projected=False))
     return torch.cat(rows)
 
@@ -110,7 +122,7 @@ def encode(model, saved: dict, data, fit: str) -> torch.Tensor:
 def retrieval_scores(model, tokenizer, saved: dict, root: str) -> dict:
     """Mean of the six recalls, in percent, and R@10 either way, over resampled pairs with the gallery as it is."""
     pairs = datasets.read_pairs(root, "validation")
-    image = model.image_projection(encode(model, saved, Pictures(pairs), "center"))
+    image = model.image_projection(encode(model, saved, "pairs", Pictures(pairs), "center"))
     batch = text.Tokens(tokenizer, pairs.captions, saved["context_length"], None).batch(range(len(pairs)))
     chunks = [model.encode_text(*one) for one in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     caption = torch.cat(chunks)[batch["text_order"]]
@@ -173,22 +185,18 @@ def mias_set(folder: Path, column: str, classes: list[str]):
     )
 
 
-def probe_scores(model, saved: dict, train, test, kind: str):
-    def rows_of(data):
-        rows = encode(model, saved, data, data.fit)
-        return (rows if kind == "pooled" else model.image_projection(rows)).numpy()
-
-    args = SimpleNamespace(dataset="experiment", seed=0)
+def probe_scores(features: dict, train, test):
+    """AUROC in each resample of the test patients, and as it is; features {"train": (N, D), "test": (M, D)}."""
+    rows = {split: one.numpy() for split, one in features.items()}
     if test is None:
-        rows, test = rows_of(train), train
-        probabilities = np.zeros((len(train), 2))
-        folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(rows, train.labels, train.patients)
-        for left, right in folds:
-            patients = [train.patients[i] for i in left]
-            part = SimpleNamespace(labels=train.labels[left], patients=patients, classes=train.classes)
-            probabilities[right] = probes.fit_logistic(rows[left], part, args)[0](rows[right])
+        test = train
+        probabilities = np.zeros((len(train), len(train.classes)))
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+        for left, right in folds.split(rows["train"], train.labels, train.patients):
+            part = SimpleNamespace(labels=train.labels[left], classes=train.classes)
+            probabilities[right] = probes.fit_plain(rows["train"][left], part, PENALTY)(rows["train"][right])
     else:
-        probabilities = probes.fit_logistic(rows_of(train), train, args)[0](rows_of(test))
+        probabilities = probes.fit_plain(rows["train"], train, PENALTY)(rows["test"])
     groups = np.unique(test.patients, return_inverse=True)[1]
     weights = metrics.draw_weights(np.random.default_rng(0), groups, RESAMPLES)
     every = np.concatenate([np.ones((1, len(test))), weights])
