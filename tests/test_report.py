@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from test_tools import write_run
 
 import metrics
 from tools import report
+from utils import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]
@@ -61,6 +63,12 @@ def make(out, *folders):
     return done.returncode, done.stdout, done.stderr
 
 
+def refuse(out, *folders) -> str:
+    with pytest.raises(InputError) as caught:
+        report.main(SimpleNamespace(runs=folders, out=out, title="x"))
+    return str(caught.value)
+
+
 def test_page_and_tables(runs, tmp_path):
     code, printed, errors = make(tmp_path / "r.html", *runs)
     assert code == 0 and "r.html" in printed, errors
@@ -95,7 +103,7 @@ def test_older_results_and_damage(runs, tmp_path):
     for one in (results["macro"], *results["per_class"].values()):
         one.pop("average_precision")
     (probe / "results.json").write_text(json.dumps(results))
-    assert make(tmp_path / "r.html", probe)[0] == 0
+    report.main(SimpleNamespace(runs=[probe], out=tmp_path / "r.html", title="x"))
     (tmp_path / "r.html").unlink()
     for path, text, message in (
         (probe / "results.json", '{"dataset"', "results.json: damaged JSON"),
@@ -104,11 +112,11 @@ def test_older_results_and_damage(runs, tmp_path):
     ):
         kept = path.read_text()
         path.write_text(text)
-        code, _, errors = make(tmp_path / "r.html", *runs)
-        assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
+        assert message in refuse(tmp_path / "r.html", *runs)
         path.write_text(kept)
     code, _, errors = make(tmp_path / "r.html", tmp_path)
-    assert code == 2 and "neither results.json nor config.json" in errors and not (tmp_path / "r.html").exists()
+    assert code == 2 and "neither results.json nor config.json" in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_published_rows():
