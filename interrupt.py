@@ -35,8 +35,9 @@ class StopRequest:
         for one, handler in self.before.items():
             # While an interrupted run leaves, copies of the signal must not change its exit code.
             signal.signal(one, signal.SIG_IGN if kind is Interrupted else handler)
-        if kind is None and self.work is not None:
+        if kind in (None, Interrupted) and self.work is not None:  # else the others may never answer
             self.work.wait()
+        self.work = self.flags = self.group = None
 
     def handle(self, number, frame) -> None:
         now = time.monotonic()

@@ -25,6 +25,7 @@ import audit
 import cache
 import checkpoints
 import datasets
+import distributed
 import images
 import interrupt
 import logs
@@ -44,7 +45,7 @@ from utils import InputError, Interrupted, logger
 
 
 def main(args) -> None:
-    device = utils.init_distributed(args.device, args.dist_backend, args.dist_url)
+    device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
     world = utils.world_size()
     out = Path(args.output_dir or f"runs/{args.arch or 'medclip_vit'}_{args.objective}").expanduser().absolute()
 
@@ -390,4 +391,4 @@ def write_names(out: Path, split: str, pairs) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, ARGS)
+    distributed.run_script(main, ARGS)

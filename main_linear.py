@@ -26,6 +26,7 @@ import audit
 import cache
 import checkpoints
 import datasets
+import distributed
 import features
 import images
 import interrupt
@@ -46,7 +47,7 @@ COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Mali
 
 
 def main(args) -> None:
-    device = utils.init_distributed(args.device, args.dist_backend, args.dist_url)
+    device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
     world = utils.world_size()
     contents, path = read_pretrained(args)
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
@@ -263,4 +264,4 @@ def print_row(name: str, scores: dict, intervals: dict) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, ARGS)
+    distributed.run_script(main, ARGS)

@@ -40,6 +40,7 @@ class Job:
             sys.path.insert(0, folder)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         module = importlib.import_module(self.script)  # options first, which sets what OpenMP reads
+        import distributed
         import utils
 
         args = copy.copy(self.args)
@@ -61,7 +62,7 @@ class Job:
                     time.sleep(SLURM_SECONDS)
                 raise
 
-        utils.run_script(main, args)
+        distributed.run_script(main, args)
 
     def checkpoint(self):
         """Called before a pre-emption or time limit: the same job again."""

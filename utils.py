@@ -1,4 +1,4 @@
-"""Process group, schedule, seeds, files and logging: nothing here knows what the images show."""
+"""Collectives, schedule, seeds, files and logging: nothing here knows what the images show."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: try again later
 
 
 class InputError(ValueError):
-    """Something a user gave is wrong. The scripts print it as one line and exit with code 2."""
+    """Something a user gave is wrong. The scripts print it as one line and exit with code 2: distributed.run_script."""
 
 
 class Interrupted(Exception):
@@ -36,60 +36,7 @@ class Interrupted(Exception):
         self.signals = signals
 
 
-def run_script(main, args) -> None:
-    """Call `main(args)`; an `InputError` becomes one line on stderr and exit code 2, `Interrupted` one and 75."""
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
-    try:
-        main(args)
-    except InputError as error:
-        logging.shutdown()
-        # From a loader's worker it comes wrapped in that process's traceback, whose last line it is.
-        line = str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)  # without leaving the process group: the other ranks may wait in a collective
-    except Interrupted as stop:
-        logger.info(f"{stop}: saved; the same command again goes on")
-        logging.shutdown()
-        sys.exit(EXIT_INTERRUPTED)
-    else:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-# Process group
-
-
-def init_distributed(device: str | None, backend: str | None, dist_url: str) -> torch.device:
-    """Join the process group that torchrun or the Slurm launcher describes in the environment, if there is one.
-
-    Returns this process's device: `device` if given, else its own GPU, else the CPU.
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if device is None:
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"--device {device}: {first_line}") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group(
-            backend or ("nccl" if device.type == "cuda" else "gloo"),
-            init_method=dist_url,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=timedelta(minutes=60),
-        )
-    if rank() == 0:
-        logger.setLevel(logging.INFO)
-    else:
-        logger.setLevel(logging.ERROR)
-    return device
+# Collectives
 
 
 def rank() -> int:

@@ -22,6 +22,7 @@ import torch
 from captions import Padded, made_up
 
 import augment
+import distributed
 import losses
 import models
 import text
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--name", default="step", help="of the results")
     args = parser.parse_args()
-    device = utils.init_distributed(None, None, "env://")
+    device = distributed.init_distributed(None, None, "env://")
     dtype = utils.amp_dtype(None, device)
     say = common.Record(args.name, "timm", "transformers")
     captions = made_up(2000)

@@ -72,12 +72,12 @@ def folders(tmp_path):
 
 def run_cli(capsys, main, parser, *words) -> tuple[int, str, str]:
     """Run a script's main in this process as its command line would -> exit code, stdout, stderr."""
-    import utils
+    import distributed
 
     capsys.readouterr()
     code = 0
     try:
-        utils.run_script(main, options.parse(parser(), [str(word) for word in words]))
+        distributed.run_script(main, options.parse(parser(), [str(word) for word in words]))
     except SystemExit as stop:
         code = stop.code or 0
     captured = capsys.readouterr()

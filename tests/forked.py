@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from conftest import make_roco
 
+import distributed
 import main
-import utils
 
 TINY = (
     "--pretrained none --device cpu --image-size 32 --ssl-mlp-dim 32 --ssl-emb-dim 16 --workers 0 --amp off"
@@ -39,7 +39,7 @@ def start(words, log: Path, setup=None, **environment) -> int:
         torch.set_num_threads(1)
         if setup is not None:
             setup()
-        utils.run_script(main.main, options.parse(options.train_parser(), [str(word) for word in words]))
+        distributed.run_script(main.main, options.parse(options.train_parser(), [str(word) for word in words]))
         code = 0
     except SystemExit as stop:
         code = stop.code or 0

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from medclip_layout import FIXTURES
 from torch.nn.parallel import DistributedDataParallel
 
+import distributed
 import losses
 
 NAMES = ("image_embed", "text_embed", "aug1_embed", "aug2_embed")
@@ -59,36 +60,32 @@ def gradient(objective, rows, network, model):
     return torch.cat([(p.grad if p.grad is not None else zero).flatten() for p in model.parameters()])
 
 
-def one_rank(rank, world, port, rows, expected):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        model = Towers()
-        network = DistributedDataParallel(model, find_unused_parameters=True)
-        mine = rows.chunk(world)[rank]
-        for objective, reference in expected.items():
-            found = gradient(objective, mine, network, model)
-            error = ((found - reference).norm() / reference.norm()).item()
-            assert error < 1e-5, f"{objective}, rank {rank}: relative error {error}"
-        dist.barrier()  # a rank that leaves early takes its connections with it
-    finally:
-        dist.destroy_process_group()
-
-
-def test_two_processes_give_the_gradient_of_one():
-    rows = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
+def expected_gradients(rows):
     model = Towers()
-    expected = {objective: gradient(objective, rows, model, model) for objective in ("clip", "simclr", "slip")}
-    mp.spawn(one_rank, args=(2, free_port(), rows, expected), nprocs=2)
+    return {objective: gradient(objective, rows, model, model) for objective in ("clip", "simclr", "slip")}
 
 
-def free_port():
-    import socket
+def one_rank(rank, world, store, rows, expected):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    distributed.init_distributed("cpu", "gloo", store)
+    compare(rows.chunk(world)[rank], expected)
+    distributed.leave()
+    assert distributed.group_threads() == []
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+
+def compare(mine, expected):
+    model = Towers()
+    network = DistributedDataParallel(model, find_unused_parameters=True)
+    for objective, reference in expected.items():
+        found = gradient(objective, mine, network, model)
+        error = ((found - reference).norm() / reference.norm()).item()
+        assert error < 1e-5, f"{objective}, rank {dist.get_rank()}: relative error {error}"
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    rows = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
+    mp.spawn(one_rank, args=(2, f"file://{tmp_path}/store", rows, expected_gradients(rows)), nprocs=2)
 
 
 @pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

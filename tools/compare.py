@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import distributed
 import metrics
 import utils
 from utils import InputError
@@ -87,4 +88,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.resamples < 100 or arguments.seed < 0:
         parser.error("--resamples: 100 or more; --seed: 0 or more")
-    utils.run_script(main, arguments)
+    distributed.run_script(main, arguments)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scipy import stats
 
 import checkpoints
+import distributed
 import metrics
 import probes
 import utils
@@ -105,4 +106,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.draws < 1 or arguments.seed < 0:
         parser.error("--draws: 1 or more; --seed: 0 or more")
-    utils.run_script(main, arguments)
+    distributed.run_script(main, arguments)

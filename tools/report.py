@@ -27,6 +27,7 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import distributed
 import utils
 from tools.compare import read_predictions
 from tools.plots import COLOURS, label
@@ -482,4 +483,4 @@ if __name__ == "__main__":
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of main.py and main_linear.py")
     parser.add_argument("--out", default="report.html", metavar="FILE", help="(default: %(default)s)")
     parser.add_argument("--title", default="MedSLIP report")
-    utils.run_script(main, parser.parse_args())
+    distributed.run_script(main, parser.parse_args())

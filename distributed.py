@@ -1,0 +1,198 @@
+"""A process of several: how it joins the others, and how it leaves them, with the exit code that its run has earned.
+
+Leaving is more than it seems. A gloo thread that still lives when the interpreter is finalised can end the process
+with SIGABRT, so a run that has ended well lets go of the group and of all that holds it first. And a process that
+ends for an error of its own would leave the others with broken connections, so it tells them what the error was.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+# Before there is a group: default arguments in this module hold the group that they find at the import, for good.
+import torch.distributed.nn.functional
+from torch.distributed.rendezvous import rendezvous
+
+from utils import EXIT_INTERRUPTED, InputError, Interrupted, logger
+
+TIMEOUT = timedelta(minutes=60)  # of a collective: rank 0 may build a cache meanwhile
+POLL = 0.3  # seconds between two looks for another rank's error
+PATIENCE = 10.0  # seconds that a rank with an error waits for the others to have seen it
+
+
+class Herald(threading.Thread):
+    """Tells the other ranks of this one's error, and ends this process when another rank tells of one.
+
+    It goes by the store of the rendezvous: a collective would need the ranks that are blocked in one.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world: int):
+        super().__init__(daemon=True)
+        self.store, self.told = store.clone(), store.clone()  # a connection for each thread
+        self.rank, self.world = rank, world
+        self.stopped, self.ending = threading.Event(), threading.Lock()
+
+    def run(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the process that held the store has left
+            while not self.stopped.wait(POLL):
+                if self.store.check(["error"]):
+                    rank, code, line = json.loads(self.store.get("error"))
+                    if rank != self.rank and self.ending.acquire(blocking=False):
+                        self.store.add("seen", 1)
+                        say(f"rank {rank}: {line}")
+                        end_now(code)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.join()
+
+    def tell(self, code: int, line: str) -> None:
+        """Let every rank end with `code` and `line`; return when they have seen it."""
+        self.ending.acquire()  # for good; this thread waits here if another rank's error is ending the process
+        self.stopped.set()
+        with contextlib.suppress(RuntimeError):
+            self.told.compare_set("error", "", json.dumps([self.rank, code, line]))
+            self.told.add("seen", 1)
+            # Rank 0 may hold the store, and each rank's connections break the others' collectives when it ends.
+            deadline = time.monotonic() + PATIENCE
+            while self.told.add("seen", 0) < self.world and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+
+herald: Herald | None = None
+
+
+def init_distributed(device: str | None, backend: str | None, dist_url: str) -> torch.device:
+    """Join the process group that torchrun or the Slurm launcher describes in the environment, if there is one.
+
+    Returns this process's device: `device` if given, else its own GPU, else the CPU.
+    """
+    store = None
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        store = meet(dist_url, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device is None:
+        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"--device {device}: {first_line}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if store is not None:
+        dist.init_process_group(
+            backend or ("nccl" if device.type == "cuda" else "gloo"),
+            store=store, rank=herald.rank, world_size=herald.world, timeout=TIMEOUT,
+        )  # fmt: skip
+    logger.setLevel(logging.ERROR if dist.is_initialized() and dist.get_rank() else logging.INFO)
+    return device
+
+
+def meet(dist_url: str, rank: int, world: int) -> dist.Store:
+    """Find the other ranks, and start the Herald: from here on an error of one ends all -> the group's store."""
+    global herald
+    store, rank, world = next(rendezvous(dist_url, rank, world, timeout=TIMEOUT))
+    store.set_timeout(TIMEOUT)
+    herald = Herald(dist.PrefixStore("herald", store), rank, world)
+    herald.start()
+    return dist.PrefixStore("group", store)
+
+
+def leave() -> None:
+    """Leave the process group, on all ranks; nothing of the caller's may hold a network or a piece of work by then.
+
+    The group ends with the last reference to it, and joins its threads.
+    """
+    global herald
+    if herald is not None:
+        herald.stop()
+        herald = None
+    if dist.is_initialized():
+        gc.collect()  # a network is part of cycles
+        dist.destroy_process_group()
+        gc.collect()
+
+
+def group_threads() -> list[str]:
+    """The names of this process's gloo threads (Linux; elsewhere none is found)."""
+    found = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text().strip())
+    return [name for name in found if "gloo" in name]
+
+
+def run_script(main, args) -> None:
+    """Call `main(args)`, then leave the process group and exit.
+
+    Exit codes: 0; 2 and one line on stderr for an `InputError`; 75 for `Interrupted`; 1 for any other exception. An
+    error on one rank alone ends all ranks with its code and its line.
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
+    code, line = 0, ""
+    try:
+        main(args)
+    except InputError as error:
+        # From a loader's worker it comes wrapped in that process's traceback, whose last line it is.
+        code, line = 2, str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
+    except Interrupted as stop:
+        logger.info(f"{stop}: saved; the same command again goes on")
+        code = EXIT_INTERRUPTED
+    except SystemExit as stop:  # the launcher's, for a requeue
+        code = stop.code or 0
+    except KeyboardInterrupt:  # before a StopRequest is there to catch it
+        if herald is None:
+            raise
+        end_now(128 + signal.SIGINT)
+    except Exception as error:
+        if herald is None:
+            raise
+        traceback.print_exc()
+        code, line = 1, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    # Only here are the exception and its frames gone, and with them what these held.
+    if line:
+        fail(code, line)
+    leave()
+    if group_threads():  # somebody's global holds the group
+        logging.shutdown()
+        end_now(code)
+    if code:
+        sys.exit(code)
+
+
+def fail(code: int, line: str) -> None:
+    """Print `line` and exit with `code`; of several ranks each does so, without waiting for what is in flight."""
+    logging.shutdown()
+    say(line)
+    if herald is None:
+        sys.exit(code)
+    herald.tell(code, line)
+    end_now(code)
+
+
+def say(line: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
+
+
+def end_now(code: int) -> None:
+    """End the process without finalising the interpreter, where threads of a collective may be left."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
