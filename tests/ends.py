@@ -5,7 +5,7 @@ python tests/ends.py --short     # few of each and no busy job: what the test su
 
 --groups pairs of processes train on the losses over both (test_losses.compare) and end as an interpreter does; of
 --alone pairs one process raises while the other waits for it in a collective. Both are forked from a process that has
-imported torch. The others are real `torchrun --nproc_per_node=2` runs: a training
+imported torch; --spawns pairs do as --groups in new interpreters. The others are real `torchrun --nproc_per_node=2` runs: a training
 of one short epoch, a probe, a training that one rank's SIGTERM interrupts, and one whose image file, cut short, one
 rank alone meets. Exit code 1 if a process ends with another code than it should, or does not say why it ended.
 """
@@ -168,14 +168,14 @@ def read(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {"groups": 300, "alone": 40, "trainings": 60, "probes": 30, "interrupted": 20, "errors": 20}
+    kinds = {"groups": 300, "spawns": 300, "alone": 40, "trainings": 60, "probes": 30, "interrupted": 20, "errors": 20}
     for kind, count in kinds.items():
         parser.add_argument(f"--{kind}", type=int, default=count)
     parser.add_argument("--busy", type=int, default=len(os.sched_getaffinity(0)), help="processes beside them")
     parser.add_argument("--short", action="store_true")
     args = parser.parse_args()
     if args.short:
-        vars(args).update(groups=3, alone=2, trainings=0, probes=0, interrupted=0, errors=1, busy=0)
+        vars(args).update(groups=3, spawns=0, alone=2, trainings=0, probes=0, interrupted=0, errors=1, busy=0)
     torch.set_num_threads(1)
     rows = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
     expected = test_losses.expected_gradients(rows)
@@ -193,13 +193,21 @@ def main() -> None:
         def groups():
             return forks(lambda rank, store: test_losses.one_rank(rank, 2, store, rows, expected), 0)
 
+        def spawns():
+            store = f"file://{tempfile.mkdtemp(dir=folder)}/store"
+            try:
+                torch.multiprocessing.spawn(test_losses.one_rank, (2, store, rows, expected), nprocs=2)
+            except torch.multiprocessing.ProcessException as error:
+                return False, str(error).splitlines()[0], []
+            return True, [0, 0], []
+
         def alone():
             failure = RuntimeError("a bug") if runs.count % 2 else InputError("a file")
             runs.count += 1
             return forks(one_fails(failure), 2 if isinstance(failure, InputError) else 1, f"{failure}\n")
 
         for name, trial in (
-            ("groups", groups), ("alone", alone), ("trainings", runs.training), ("probes", runs.probe),
+            ("groups", groups), ("spawns", spawns), ("alone", alone), ("trainings", runs.training), ("probes", runs.probe),
             ("interrupted", runs.interrupted), ("errors", runs.error),
         ):  # fmt: skip
             found = collections.Counter()
