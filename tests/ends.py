@@ -5,9 +5,9 @@ python tests/ends.py --short     # few of each and no busy job: what the test su
 
 --groups pairs of processes train on the losses over both (test_losses.compare) and end as an interpreter does; of
 --alone pairs one process raises while the other waits for it in a collective. Both are forked from a process that has
-imported torch; --spawns pairs do as --groups in new interpreters. The others are real `torchrun --nproc_per_node=2` runs: a training
-of one short epoch, a probe, a training that one rank's SIGTERM interrupts, and one whose image file, cut short, one
-rank alone meets. Exit code 1 if a process ends with another code than it should, or does not say why it ended.
+imported torch; --spawns pairs do as --groups in new interpreters. The others are `torchrun --nproc_per_node=2` runs: a
+training of one short epoch, a probe, a training that one rank's SIGTERM interrupts, and one whose image file, cut
+short, one rank alone meets. Exit code 1 if a process ends with another code than it should, or does not say why.
 """
 
 import argparse
@@ -206,10 +206,11 @@ def main() -> None:
             runs.count += 1
             return forks(one_fails(failure), 2 if isinstance(failure, InputError) else 1, f"{failure}\n")
 
-        for name, trial in (
-            ("groups", groups), ("spawns", spawns), ("alone", alone), ("trainings", runs.training), ("probes", runs.probe),
-            ("interrupted", runs.interrupted), ("errors", runs.error),
-        ):  # fmt: skip
+        trials = {
+            "groups": groups, "spawns": spawns, "alone": alone, "trainings": runs.training, "probes": runs.probe,
+            "interrupted": runs.interrupted, "errors": runs.error,
+        }  # fmt: skip
+        for name, trial in trials.items():
             found = collections.Counter()
             for number in range(getattr(args, name)):
                 passed, codes, lines = trial()
