@@ -18,6 +18,8 @@ import features
 import models
 import options
 import probes
+import zeroshot
+from utils import InputError
 
 SMALL = ("--arch", "resnet10t", "--pretrained", "none", "--image-size", "32", "--device", "cpu", "--workers", "0")
 
@@ -258,6 +260,16 @@ def test_zero_shot(roco, folders, tmp_path, capsys):
         capsys, tmp_path / "o", "--catalog", folders, "--dataset", "imagenet", "--probe", "zeroshot"
     )
     assert code == 2 and "has no text tower" in errors
+
+
+STRANGE = ['{"sets": []}', '{"sets": 3}', "[" * 100_000, "[]", '{"templates": ["{}\\ud800"]}']
+
+
+@pytest.mark.parametrize("contents", STRANGE, ids=range(len(STRANGE)))
+def test_prompts_that_are_none(tmp_path, contents):
+    (tmp_path / "p.json").write_text(contents)
+    with pytest.raises(InputError, match=r"p\.json"):
+        zeroshot.read_prompts(tmp_path / "p.json", "imagenet", ["a", "b"])
 
 
 def test_pooled_tasks_share_patients(phantoms, tmp_path, capsys):

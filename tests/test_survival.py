@@ -218,6 +218,9 @@ def test_feature_shards_that_do_not_follow_each_other_are_not_joined(tmp_path, m
     shards("b").add([torch.zeros(2)])  # another encoder, ended after one shard
     shards().add([torch.zeros(3)])  # the first again, in longer shards: the old second one does not follow it
     assert shards().rows.tolist() == [0, 0, 0]
+    for strange in (None, "rows", torch.zeros(2, 2), torch.zeros(2).half(), torch.zeros(()), torch.zeros(0)):
+        utils.save_tensors({"key": "a", "start": 3, "rows": strange}, shards().path())
+        assert shards().rows.tolist() == [0, 0, 0]
 
     def full(*_):
         raise InputError("no room")
