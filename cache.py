@@ -92,11 +92,12 @@ class Cache:
     def open_shard(self, number: int) -> bool:
         members = self.members(number)
         try:
-            rows = np.load(self.file(number, ".npy"), allow_pickle=False)
+            # As a memory map: an array would be made as large as the header says, whatever the file holds.
+            rows = np.array(np.load(self.file(number, ".npy"), mmap_mode="r", allow_pickle=False))
             end = os.path.getsize(self.file(number, ".bin"))
-        except (OSError, ValueError):
+        except Exception:  # NumPy's reader of headers raises whatever Python's tokenizer and parser do
             return False
-        if rows.dtype != ROW or len(rows) != len(members) or end != shard_bytes(rows):
+        if rows.dtype != ROW or rows.shape != (len(members),) or not lie_end_to_end(rows, end):
             return False
         if any(state(self.path(i)) != (row["bytes"], row["modified"]) for i, row in zip(members, rows, strict=True)):
             return False
@@ -146,10 +147,17 @@ class Cache:
             ) from None
 
 
-def shard_bytes(rows: np.ndarray) -> int:
-    last = rows[-1]
-    pixels = sum(height * width for height, width in level_shapes(int(last["width"]), int(last["height"])))
-    return int(last["offset"]) + pixels * int(last["planes"])
+def lie_end_to_end(rows: np.ndarray, end: int) -> bool:
+    """Whether the pictures of these rows (n,) of an index fill a file of `end` bytes, in order and without a gap."""
+    size = np.stack([rows["height"], rows["width"]]).astype(np.float64)
+    if size.min() < 1 or not np.isin(rows["planes"], (1, 3)).all():
+        return False
+    pixels, larger = 0, 0
+    for side in SIDES:  # as level_shapes has them
+        shape = np.maximum(1, np.rint(size * np.minimum(1.0, side / size.min(axis=0))))
+        pixels, larger = pixels + shape.prod(axis=0) * (shape != larger).any(axis=0), shape
+    ends = np.cumsum(pixels * rows["planes"])
+    return bool((rows["offset"][1:] == ends[:-1]).all()) and rows["offset"][0] == 0 and ends[-1] == end
 
 
 def state(path: str) -> tuple[int, int]:

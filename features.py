@@ -28,7 +28,11 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
     not finite.
     """
     batches = views.rank_batches(len(data), args.batch_size, utils.rank(), utils.world_size())
-    kept = Shards(folder / f"{utils.rank()}_of_{utils.world_size()}", identity(model, data, args, dtype, flips))
+    projected = args.features == "projected"
+    width = models.EMBED_DIM if projected else model.image_projection.in_features
+    shape = (len(FLIPS), width) if flips else (width,)
+    key = identity(model, data, args, dtype, flips)
+    kept = Shards(folder / f"{utils.rank()}_of_{utils.world_size()}", key, shape)
     rows = [kept.rows] if len(kept.rows) else []
     done = -(-len(kept.rows) // args.batch_size)
     if done:
@@ -36,7 +40,6 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
     most = max(utils.all_objects(len(batches) - done))  # every rank asks `stop` as often
     dataset = views.WholeImages(pictures, None, args.image_size, data.fit)
     norm = models.mean_std(args.normalize, args.arch)
-    projected = args.features == "projected"
     progress = utils.Progress(len(batches), args.print_freq, "features", done)
     new, saved_at = [], time.monotonic()
     every_steps, every_seconds = args.save_every
@@ -60,9 +63,7 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
                 new, saved_at = kept.add(new), time.monotonic()
     kept.add(new)
     progress.close()
-    width = models.EMBED_DIM if projected else model.image_projection.in_features
-    shape = (0, len(FLIPS), width) if flips else (0, width)
-    mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(shape, device=device)
+    mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(0, *shape, device=device)
     features = utils.gather_rows(mine, len(data)).cpu()
     if not features.isfinite().all():
         raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
@@ -90,10 +91,10 @@ def identity(model, data, args, dtype, flips: bool) -> str:
 
 
 class Shards:
-    """Rows that were extracted before, in numbered files of a folder; `rows` are those that go with `key`."""
+    """Rows, each of `shape`, that were extracted before, in numbered files; `rows` are those that go with `key`."""
 
-    def __init__(self, folder: Path, key: str):
-        self.folder, self.key, self.count, self.written = folder, key, 0, 0
+    def __init__(self, folder: Path, key: str, shape: tuple[int, ...] = ()):
+        self.folder, self.key, self.shape, self.count, self.written = folder, key, shape, 0, 0
         found = []
         while (path := self.path()).exists():
             try:
@@ -101,11 +102,20 @@ class Shards:
             except InputError as error:
                 logger.warning(str(error))
                 break
-            if contents.get("key") != key or contents.get("start") != self.written:
+            if not self.follows(contents):
                 break  # of another run, or of an earlier one that this one's files have partly replaced
             found.append(contents["rows"])
             self.count, self.written = self.count + 1, self.written + len(found[-1])
         self.rows = torch.cat(found) if found else torch.zeros(0)
+
+    def follows(self, contents: dict) -> bool:
+        """Whether a file's contents are the rows that come after those that were found."""
+        key, start, rows = (contents.get(name) for name in ("key", "start", "rows"))
+        if not (isinstance(key, str) and isinstance(start, int) and isinstance(rows, torch.Tensor)):
+            return False
+        plain = rows.dtype == torch.float32 and rows.layout == torch.strided
+        fits = rows.ndim > 0 and len(rows) > 0 and rows.shape[1:] == self.shape
+        return key == self.key and start == self.written and plain and fits
 
     def path(self) -> Path:
         return self.folder / f"{self.count:05d}.pt"

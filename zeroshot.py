@@ -1,6 +1,7 @@
 """Zero-shot classification: a class is the mean embedding of its prompts (Radford et al., ICML 2021, section 3.1.4)."""
 
 import json
+import re
 
 import numpy as np
 import torch
@@ -48,11 +49,13 @@ def read_prompts(path: str, dataset: str, classes: list[str]) -> list[list[str]]
     """
     try:
         contents = json.loads(utils.read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}): correct it") from None
-    prompts = contents.get("sets", {}).get(dataset) if isinstance(contents, dict) else None
+    contents = contents if isinstance(contents, dict) else {}
+    sets = contents.get("sets")
+    prompts = sets.get(dataset) if isinstance(sets, dict) else None
     if prompts is None:
-        templates = contents.get("templates") if isinstance(contents, dict) else None
+        templates = contents.get("templates")
         if not is_texts(templates) or not all("{}" in one for one in templates):
             raise InputError(
                 f'{path}: no prompts for \'{dataset}\' in "sets", and no "templates" with {{}}: add either'
@@ -65,7 +68,12 @@ def read_prompts(path: str, dataset: str, classes: list[str]) -> list[list[str]]
 
 
 def is_texts(value) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(one, str) and one.strip() for one in value)
+    return isinstance(value, list) and len(value) > 0 and all(map(is_text, value))
+
+
+def is_text(value) -> bool:
+    """Whether it is a string with something in it; JSON can write halves of characters, which no tokenizer takes."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 @torch.no_grad()

@@ -1,19 +1,34 @@
+import logging
 import os
+import random
+import signal
 import sys
 from pathlib import Path
 
 import options  # before numpy and torch: it sets what OpenMP reads
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the hub
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
+# One thread a process, its children too: models as small as the tests' gain nothing from a second, and pay for it.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+for name in list(os.environ):  # the tests may run within a job, whose process group is not theirs
+    if name.startswith(("SLURM_", "SUBMITIT_", "TORCHELASTIC_")) or name in (
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    ):
+        del os.environ[name]
+
+sys.path.insert(0, str(Path(__file__).parent))  # helpers of the tests
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import interrupt
+import scripts as forked_scripts
 from tools.make_phantoms import make_phantoms
 
-sys.path.insert(0, str(Path(__file__).parent))  # helpers of the tests
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = forked_scripts.REPOSITORY
 WORDS = ("mass", "calcification", "nodule", "effusion", "fracture", "cyst", "opacity", "lesion")
 
 
@@ -40,6 +55,35 @@ def make_roco(root: Path, train: int = 24, validation: int = 8, absent: int = 2)
         (folder / "captions.txt").write_text("".join(lines))
         (folder / "keywords.txt").write_text("".join(f"{line.split()[0]}\t\tview\timage\n" for line in lines))
     return root
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Each test begins as the first one did, whatever ran before it."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    handlers = {one: signal.getsignal(one) for one in interrupt.SIGNALS}
+    level, root = logging.getLogger("medslip").level, logging.getLogger().handlers[:]
+    yield
+    for one, handler in handlers.items():  # a run that was interrupted leaves them ignored
+        signal.signal(one, handler)
+    logging.getLogger("medslip").setLevel(level)
+    logging.getLogger().handlers[:] = root
+
+
+@pytest.fixture(scope="session")
+def script_server():
+    with forked_scripts.Scripts() as server:
+        yield server
+
+
+@pytest.fixture
+def scripts(script_server):
+    """Starts the repository's scripts as processes of their own (scripts.Scripts); what a test leaves is ended."""
+    first = len(script_server.runs)
+    yield script_server
+    for run in script_server.runs[first:]:
+        run.end()
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ A forked run has its own arguments, environment, session and log file, and can b
 this before anything has made torch start threads.
 """
 
+import gc
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -26,6 +28,7 @@ TINY = (
 
 def start(words, log: Path, setup=None, **environment) -> int:
     """Fork a run of main.py with these command-line words -> its process id. `setup()` is called in it first."""
+    gc.freeze()  # no collection shall touch, and so copy, what the two share
     child = os.fork()
     if child:
         return child
@@ -52,16 +55,12 @@ def start(words, log: Path, setup=None, **environment) -> int:
 
 
 def start_ranks(world: int, words, log: Path, setup=None) -> list[int]:
-    """The same as `world` ranks on gloo -> their process ids."""
+    """The same as `world` ranks on gloo -> their process ids. They meet through a file: a port could be taken."""
     if world == 1:
         return [start(words, log, setup)]
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(words, log, setup, RANK=rank, LOCAL_RANK=rank, **common) for rank in range(world)]
+    store = Path(tempfile.mkdtemp(dir=log.parent), "store")
+    words = [*words, "--dist-url", f"file://{store}"]
+    return [start(words, log, setup, WORLD_SIZE=world, RANK=rank, LOCAL_RANK=rank) for rank in range(world)]
 
 
 def wait(children: list[int]) -> list[int]:

@@ -2,19 +2,22 @@
 
 python tests/fuzz.py                    # 1,200 inputs of each kind, and the branch coverage of the readers
 python tests/fuzz.py --count 20         # a quick look
+python tests/fuzz.py --count 7200 --jobs 2      # over 100,000, by two processes
 
 Inputs are valid files with up to three edits: bytes flipped, cut, doubled or inserted; lines doubled, dropped or with
 a field replaced by something hostile (a path that leads out, a giant, control characters, another encoding). Counted
-are accepted inputs, clear errors (utils.InputError), and anything else: another exception, ten seconds without an
-answer, a file written, a file opened outside of the data, a process started. Exit code 1 if there is any.
+are accepted inputs, clear errors (utils.InputError, or a part of a cache or of kept features that is made again), and
+anything else: another exception, ten seconds of work without an answer, a file written, a file opened outside of the
+data, a process started, a gigabyte taken. Exit code 1 if there is any.
 """
 
 import argparse
 import io
+import json
 import os
 import pickle
 import random
-import shutil
+import resource
 import signal
 import subprocess
 import sys
@@ -30,10 +33,14 @@ import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
 
+import cache
 import checkpoints
 import datasets
-import models
+import features
 import images
+import models
+import text
+import zeroshot
 from tools.make_phantoms import make_phantoms
 from utils import InputError
 
@@ -105,22 +112,42 @@ class Kinds:
         torch.manual_seed(0)
         self.model = models.create_model("test_vit", "simclr", ssl_mlp_dim=8, ssl_emb_dim=8, image_size=32)
         self.state = {key: value.clone() for key, value in self.model.state_dict().items()}
-        self.originals = {}
+        self.originals, self.touched = {}, set()
+        self.prompts, self.tokenizer = root / "prompts.json", text.from_json(text.train_bpe(["a mass"], 300))
+        self.prompts.write_bytes((REPOSITORY / "prompts.json").read_bytes())
+        sizes = ((60, 48), (700, 300), (7, 600), (1, 1), (1100, 520))
+        paths = [str(root / f"cached_{number}.png") for number in range(len(sizes))]
+        for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+            picture(number, size, colour=number % 2 == 1).save(path, compress_level=1)
+        self.cache = cache.Cache(root / "cache", paths.__getitem__, len(paths))
+        self.cache.size = 3  # two shards
+        self.cache.folder.mkdir()
+        self.cache.build(list(self.cache.shards()))
 
     def __call__(self, kind: str, rng: random.Random, changes) -> None:
         getattr(self, kind)(rng, changes)
 
     def changed(self, path: Path, changes) -> None:
         """Write `path` with the edits made to what it held at first."""
-        contents = self.originals.setdefault(path, path.read_bytes())
+        self.write(path, self.original(path), changes)
+
+    def original(self, path: Path) -> bytes:
+        """What a file held at first, which `restore` will write again."""
+        if path not in self.originals:
+            self.originals[path] = path.read_bytes()
+        self.touched.add(path)
+        return self.originals[path]
+
+    def write(self, path: Path, contents: bytes, changes) -> None:
         for change in changes:
             contents = edit(contents, *change)
         path.write_bytes(contents)
         self.ready()
 
     def restore(self) -> None:
-        for path, contents in self.originals.items():
-            path.write_bytes(contents)
+        for path in self.touched:
+            path.write_bytes(self.originals[path])
+        self.touched.clear()
 
     def inside(self, paths, folder: Path) -> None:
         for path in paths:
@@ -177,12 +204,11 @@ class Kinds:
     def image(self, suffix: str, rng, changes, **how) -> None:
         path = self.root / f"image.{suffix}"
         picture(rng.randrange(8), colour=rng.random() < 0.3).save(path, **how)
-        self.originals.pop(path, None)
         if suffix == "png" and rng.random() < 0.05:  # a bomb: the header promises 60,000 x 60,000 pixels
             contents = bytearray(path.read_bytes())
             contents[16:24] = (60_000).to_bytes(4, "big") * 2
             path.write_bytes(contents)
-        self.changed(path, changes)
+        self.write(path, path.read_bytes(), changes)
         images.unreadable([str(path)])
         assert images.read_image(str(path)).mode in ("L", "RGB")
 
@@ -231,27 +257,135 @@ class Kinds:
             path.write_bytes(pickle.dumps(contents, protocol=rng.choice((0, 2, 4))))
         else:
             torch.save(contents, path, _use_new_zipfile_serialization=rng.random() < 0.7)
-        self.originals.pop(path, None)
-        self.changed(path, changes if rng.random() < 0.5 else ())
+        self.write(path, path.read_bytes(), changes if rng.random() < 0.5 else ())
         self.load(path)
 
     def zip(self, rng, changes) -> None:
         path, weights = self.root / "weights.zip", io.BytesIO()
         torch.save(self.altered(rng), weights)
         name = rng.choice(("", "folder/", "../", "/", "a/../../")) + checkpoints.WEIGHTS
-        with warnings.catch_warnings(), zipfile.ZipFile(path, "w", rng.choice((0, 8))) as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w", rng.choice((0, 8)), compresslevel=1) as archive:
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(rng.choice((1, 1, 1, 2))):
                 archive.writestr(name, weights.getvalue())
-            archive.writestr(rng.choice(("config.json", "../escaped.txt", "/tmp/escaped.txt")), "{}")
+            archive.writestr(rng.choice(("config.json", "../escaped.txt", f"{self.root}/escaped.txt")), "{}")
             if rng.random() < 0.02:
-                archive.writestr("bomb", bytes(1 << 28), zipfile.ZIP_DEFLATED)
-        self.originals.pop(path, None)
-        self.changed(path, changes if rng.random() < 0.5 else ())
+                archive.writestr("bomb", bytes(1 << 27), zipfile.ZIP_DEFLATED, 1)
+        self.write(path, path.read_bytes(), changes if rng.random() < 0.5 else ())
         self.load(path)
 
+    def pictures(self) -> None:
+        """Open the cache and look at every picture of the shards that it accepts."""
+        missing = self.cache.open()
+        for number in set(self.cache.shards()) - set(missing):
+            for i in self.cache.members(number):
+                found = self.cache[i]
+                shapes = cache.level_shapes(found.width, found.height)
+                assert [level.shape[:2] for level in found.levels] == shapes
+                assert all(0 <= level.mean() <= 255 for level in found.levels)
+        if missing:
+            raise InputError(f"built again: {missing}")
 
-KINDS = "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png checkpoint zip".split()
+    def cache_index(self, rng, changes) -> None:
+        path = self.cache.file(rng.randrange(2), ".npy")
+        if rng.random() < 0.5:  # bytes of the file, its header among them
+            self.changed(path, changes)
+        else:  # numbers in a file that is whole
+            rows = np.load(io.BytesIO(self.original(path)))
+            for _ in range(rng.choice((0, 1, 1, 2))):
+                row, name = rng.randrange(len(rows)), rng.choice(rows.dtype.names)
+                most = (1 << 8 * rows.dtype[name].itemsize - 1) - 1
+                rows[name][row] = rng.choice((0, -1, 1, 3, 4, 513, 1 << 16, most, -most, int(rows[name][row]) + 1))
+            if rng.random() < 0.2:
+                rows = rng.choice((rows[:-1], rows[::-1], rows[:, None], np.concatenate([rows, rows]), rows["width"]))
+            contents = io.BytesIO()
+            (np.savez if rng.random() < 0.1 else np.save)(contents, rows)
+            self.write(path, contents.getvalue(), ())
+        self.pictures()
+
+    def cache_pixels(self, rng, changes) -> None:
+        path = self.cache.file(rng.randrange(2), ".bin")
+        self.original(path)
+        if rng.random() < 0.5:
+            self.changed(path, changes)
+        else:  # other pixels
+            self.write(path, rng.randbytes(len(self.originals[path])), ())
+        self.pictures()
+
+    def feature_shard(self, rng, changes) -> None:
+        """One of three files of kept features is altered; those before it must be what they were."""
+        folder, shape, rows = self.root / "shards", rng.choice(((4,), (4, 4))), []
+        folder.mkdir(exist_ok=True)
+        altered = rng.randrange(3)
+        for number in range(3):
+            rows.append(torch.full((2, *shape), float(number)))
+            contents, path = {"key": "k", "start": 2 * number, "rows": rows[-1]}, folder / f"{number:05d}.pt"
+            if number == altered and rng.random() < 0.7:
+                name = rng.choice(list(contents))
+                other = [
+                    None,
+                    "k ",
+                    3,
+                    -1,
+                    [1],
+                    {},
+                    True,
+                    float("nan"),
+                    torch.zeros(()),
+                    torch.zeros(0),
+                    torch.zeros(2),
+                ]
+                other += [torch.zeros(2, *shape).half(), torch.zeros(2, 5), torch.zeros(2, *shape).to_sparse()]
+                contents[name] = rng.choice(other)
+                if rng.random() < 0.1:
+                    contents = rng.choice(([contents], contents["rows"], {name: contents[name]}, Runs()))
+            torch.save(contents, path)
+            if number == altered:
+                self.write(path, path.read_bytes(), changes if rng.random() < 0.5 else ())
+        found = features.Shards(folder, "k", shape).rows
+        assert len(found) >= 2 * altered and (len(found) == 0 or found.shape[1:] == shape)
+        for number in range(altered):
+            assert torch.equal(found[2 * number : 2 * number + 2], rows[number])
+        if len(found) < 6:
+            raise InputError("extracted again")
+
+    def zero_shot_prompts(self, rng, changes) -> None:
+        contents = self.original(self.prompts)
+        if rng.random() < 0.3:  # JSON that is whole, with something else in a place
+            tree = json.loads(contents)
+            place = rng.choice((tree, tree["sets"], rng.choice(list(tree["sets"].values()))))
+            strange = (
+                None,
+                3,
+                "",
+                " ",
+                "text",
+                [],
+                [""],
+                ["{}"],
+                ["a", 3],
+                {},
+                {"a": ["b"]},
+                ["\ud800"],
+                ["x" * 10**5],
+            )
+            place[rng.choice(list(place))] = rng.choice(strange)
+            self.write(self.prompts, json.dumps(tree).encode(), changes if rng.random() < 0.3 else ())
+        else:
+            self.changed(self.prompts, changes)
+        dataset = rng.choice(("cbis_calc", "cbis_mass", "imagenet"))
+        classes = ["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]
+        found = zeroshot.read_prompts(str(self.prompts), dataset, classes)
+        assert len(found) == len(classes)
+        for texts in found:
+            batch = text.Tokens(self.tokenizer, texts, 77).batch(range(len(texts)))
+            assert len(batch["text_order"]) == len(texts) > 0
+
+
+KINDS = (
+    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png checkpoint zip cache_index "
+    "cache_pixels feature_shard zero_shot_prompts"
+).split()
 
 
 class Watch:
@@ -282,13 +416,16 @@ def listing(root: Path) -> set:
 
 
 def too_slow(number, frame):
-    raise TimeoutError("ten seconds without an answer")
+    raise TimeoutError("ten seconds of work without an answer" if number == signal.SIGPROF else "hangs")
 
 
 def outcome(kinds: Kinds, watch: Watch, kind: str, rng: random.Random, changes) -> str:
     """Make and read one input -> "accepted", "clear error", or what else happened."""
-    signal.signal(signal.SIGALRM, too_slow)
-    signal.alarm(10)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, too_slow)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.setitimer(signal.ITIMER_PROF, 10)  # of the process's own time: other jobs may be at work
+    signal.alarm(600)
     try:
         kinds(kind, rng, changes)
         found = "accepted"
@@ -298,8 +435,12 @@ def outcome(kinds: Kinds, watch: Watch, kind: str, rng: random.Random, changes) 
     except Exception as error:
         found = f"{type(error).__name__}: {str(error)[:200]}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         watch.on = False
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most
+    if taken > 1 << 20:  # kilobytes
+        found = f"took {taken >> 10:,d} MB"
     if watch.seen:
         found = f"did {watch.seen[:3]}"
         watch.seen.clear()
@@ -310,19 +451,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1200, help="inputs of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, which share the inputs")
+    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--counts", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if not args.inner:  # under coverage, whose report comes last
-        with tempfile.TemporaryDirectory() as folder:
-            data, readers = (
-                f"--data-file={folder}/coverage",
-                "packed.py,roco.py,cbis.py,datasets.py,checkpoints.py,images.py",
-            )
-            words = [sys.executable, "-m", "coverage", "run", "--branch", data, f"--include={readers}", __file__]
-            words += ["--inner", f"--count={args.count}", f"--seed={args.seed}"]
-            code = subprocess.run(words, cwd=REPOSITORY).returncode
-            subprocess.run([sys.executable, "-m", "coverage", "report", data], cwd=REPOSITORY)
-        sys.exit(code)
+    if args.share is not None:
+        read_share(args)
+        return
+    with tempfile.TemporaryDirectory() as folder:  # each process under coverage, whose report comes last
+        started, jobs = time.monotonic(), []
+        coverage, data = [sys.executable, "-m", "coverage"], f"--data-file={folder}/coverage"
+        readers = "packed roco cbis datasets checkpoints images cache features zeroshot".split()
+        include = ",".join(f"{REPOSITORY}/{name}.py" for name in readers)
+        for share in range(args.jobs):
+            words = [*coverage, "run", "--branch", "--parallel-mode", data, f"--include={include}", __file__]
+            words += [f"--{name}={getattr(args, name)}" for name in ("count", "seed", "jobs")]
+            words += [f"--share={share}", f"--counts={folder}/{share}.json"]
+            jobs.append(subprocess.Popen(words, cwd=REPOSITORY))
+        codes = [job.wait() for job in jobs]
+        parts = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+        rows = {kind: {name: sum(part[kind][name] for part in parts) for name in FOUND} for kind in KINDS}
+        rows["all"] = {name: sum(row[name] for row in rows.values()) for name in FOUND}
+        for kind, counts in rows.items():
+            print(f"{kind:17s} " + "  ".join(f"{count:7,d} {name}" for name, count in counts.items()))
+        print(f"{time.monotonic() - started:.0f} s", flush=True)
+        subprocess.run([*coverage, "combine", "--quiet", data], cwd=REPOSITORY)
+        subprocess.run([*coverage, "report", data], cwd=REPOSITORY)
+    sys.exit(any(codes) or len(parts) < args.jobs or rows["all"]["anything else"] > 0)
+
+
+FOUND = ("accepted", "clear error", "anything else")
+
+
+def read_share(args) -> None:
+    """Every `jobs`-th input of each kind: what is strange is printed, the counts go to a file."""
     import logging
 
     logging.disable(logging.CRITICAL)
@@ -333,10 +495,10 @@ def main() -> None:
         os.chdir(root)  # where a canary would appear
         watch = Watch(root)
         kinds = Kinds(root, watch.start)
-        totals, started = {"accepted": 0, "clear error": 0, "anything else": 0}, time.monotonic()
+        table = {}
         for kind in KINDS:
-            counts = dict.fromkeys(totals, 0)
-            for number in range(args.count):
+            counts = table[kind] = dict.fromkeys(FOUND, 0)
+            for number in range(args.share, args.count, args.jobs):
                 rng = random.Random(f"{args.seed} {kind} {number}")
                 found = outcome(kinds, watch, kind, rng, edits(rng))
                 if found not in counts:
@@ -344,16 +506,11 @@ def main() -> None:
                     found = "anything else"
                 counts[found] += 1
                 kinds.restore()
-            totals = {name: total + counts[name] for name, total in totals.items()}
-            print(f"{kind:13s} " + "  ".join(f"{count:6,d} {name}" for name, count in counts.items()), flush=True)
-        strangers = [path for path in (*listing(root), *listing(root.parent)) if "canary" in path or "escaped" in path]
-        strangers += [path for path in ("/tmp/escaped.txt", "/tmp/canary") if os.path.exists(path)]
-        totals["anything else"] += len(strangers)
-        print(f"{'all':13s} " + "  ".join(f"{count:6,d} {name}" for name, count in totals.items()))
-        print(f"files that appeared: {strangers or 'none'}; {time.monotonic() - started:.0f} s")
+        strangers = [path for path in listing(root.parent) if "canary" in path or "escaped" in path]
+        print("".join(f"appeared: {path}\n" for path in strangers), end="", flush=True)
         os.chdir(REPOSITORY)
-        shutil.rmtree(root)
-    sys.exit(totals["anything else"] > 0)
+        Path(args.counts).write_text(json.dumps(table))
+    sys.exit(len(strangers) > 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Kill runs of main.py, start them again until they end, and compare their weights with an undisturbed run's.
 
 python tests/kill.py                              # 50 runs killed with SIGKILL, 20 of two ranks with SIGTERM to one
-python tests/kill.py --sigkill 2 --sigterm 1      # what the test suite does
+python tests/kill.py --sigkill 1 --sigterm 0      # what the test suite does
+python tests/kill.py --seed 1                     # other moments; several at once do not disturb each other
 
 SIGKILL comes at a random moment of the run; for every second run at the first moment after it at which a checkpoint's
 temporary file is there. SIGTERM goes to one rank of two. The runs save at every step. Exit code 1 if weights differ.
@@ -20,8 +21,8 @@ from pathlib import Path
 import forked  # isort: skip  (before torch)
 import utils
 
-# 5 M parameters, so that a checkpoint of 66 MB is on its way most of the time.
-STEPS = 24
+# Small steps, and 8 M parameters, so that a checkpoint of 99 MB is on its way most of the time.
+STEPS, BATCH = 12, 4
 WORDS = "--arch test_efficientnet --text-model tiny --epochs 3 --lr 1e-3 --save-every 1 --print-freq 1".split()
 NOT_WAITED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
@@ -29,21 +30,19 @@ NOT_WAITED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 class Trials:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
-        words = [*forked.TINY, *WORDS, "--root", forked.make_data(folder, 64, 8), "--workers", "1"]
+        words = [*forked.TINY, *WORDS, "--root", forked.make_data(folder, STEPS // 3 * BATCH, 8), "--workers", "1"]
         words[words.index("--ssl-mlp-dim") + 1] = "2048"
         self.words = words
 
     def start(self, out: Path, world: int) -> list[int]:
-        batch = ["--batch-size", 8 // world]
+        batch = ["--batch-size", BATCH // world]
         return forked.start_ranks(world, [*self.words, *batch, "--output-dir", out], out.with_suffix(".log"))
 
     def finish(self, out: Path, world: int) -> None:
-        """Start a run, again if need be, until it ends."""
-        for _ in range(5):
-            codes = forked.wait(self.start(out, world))
-            if not any(codes):
-                return
-        sys.exit(f"exit codes {codes}\n{out.with_suffix('.log').read_text()}")
+        """Run to the end."""
+        codes = forked.wait(self.start(out, world))
+        if any(codes):
+            sys.exit(f"exit codes {codes}\n{out.with_suffix('.log').read_text()}")
 
     def undisturbed(self, world: int) -> Path:
         """-> its last checkpoint."""
@@ -51,11 +50,11 @@ class Trials:
         self.finish(out, world)
         return out / "checkpoint.pt"
 
-    def wait_for_moment(self, out: Path) -> None:
-        """Until a random step of the run is done, and a random moment of the next."""
-        log, step, deadline = out.with_suffix(".log"), self.random.randrange(STEPS - 2), time.monotonic() + 120
+    def wait_for_moment(self, out: Path, first: int, child: int) -> None:
+        """Until the run has ended, or a random step of it, `first` or later, is done and a random moment more."""
+        log, step = out.with_suffix(".log"), self.random.randrange(first, STEPS - 2)
         begun = f" {STEPS // 3} steps an epoch"
-        while time.monotonic() < deadline:
+        while os.waitid(os.P_PID, child, NOT_WAITED) is None:
             text = log.read_text() if log.exists() else ""
             if begun in text and text.count(" samples/s  left ") >= step:
                 break
@@ -65,15 +64,15 @@ class Trials:
     def killed(self, number: int) -> tuple[Path, bool]:
         """A run killed once and finished -> its last checkpoint, and whether a temporary file was there."""
         out = self.folder / f"killed_{number}"
-        (child,) = self.start(out, 1)
-        self.wait_for_moment(out)
-        while number % 2 and not temporaries(out) and os.waitid(os.P_PID, child, NOT_WAITED) is None:
-            time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-        if forked.wait([child]) != [-signal.SIGKILL]:  # it had ended
-            shutil.rmtree(out)
-            out.with_suffix(".log").unlink()
-            return self.killed(number)
+        while True:
+            (child,) = self.start(out, 1)
+            self.wait_for_moment(out, 0, child)
+            while number % 2 and not temporaries(out) and os.waitid(os.P_PID, child, NOT_WAITED) is None:
+                time.sleep(0.001)
+            os.kill(child, signal.SIGKILL)
+            if forked.wait([child]) == [-signal.SIGKILL]:
+                break
+            self.forget(out)  # it had ended
         found = temporaries(out)
         self.finish(out, 1)
         return out / "checkpoint.pt", found
@@ -81,12 +80,20 @@ class Trials:
     def terminated(self, number: int) -> tuple[Path, list[int]]:
         """A run of two ranks, SIGTERM to one of them -> its last checkpoint, and both exit codes before."""
         out = self.folder / f"terminated_{number}"
-        children = self.start(out, 2)
-        self.wait_for_moment(out)
-        os.kill(self.random.choice(children), signal.SIGTERM)
-        codes = forked.wait(children)
+        while True:
+            children = self.start(out, 2)
+            self.wait_for_moment(out, 1, children[0])  # after a step, for which both ranks wait for signals
+            os.kill(self.random.choice(children), signal.SIGTERM)
+            codes = forked.wait(children)
+            if (codes[0] and codes[1]) or set(codes) - {0, -signal.SIGTERM}:
+                break
+            self.forget(out)  # it was done when the signal came
         self.finish(out, 2)
         return out / "checkpoint.pt", codes
+
+    def forget(self, out: Path) -> None:
+        shutil.rmtree(out)
+        out.with_suffix(".log").unlink()
 
 
 def temporaries(out: Path) -> bool:

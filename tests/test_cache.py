@@ -68,6 +68,43 @@ def test_it_is_built_again_where_a_file_changed(paths, tmp_path, monkeypatch):
     assert np.abs(made[2].levels[0].astype(int) - np.asarray(images.read_image(paths[2]))).max() == 0
 
 
+def test_a_damaged_index_is_built_again(paths, tmp_path):
+    made, _ = build(tmp_path / "cache", paths)
+    index = made.file(0, ".npy")
+    whole, contents = np.load(index), index.read_bytes()
+    for name, value in (
+        ("width", 0),
+        ("height", -5),
+        ("width", 2**31 - 1),
+        ("planes", 4),
+        ("offset", -1),
+        ("offset", 1),
+    ):
+        rows = whole.copy()
+        rows[name][3] = value
+        np.save(index, rows)
+        assert made.open() == [0], (name, value)
+    promise = contents.replace(b"(7,)", b"(9999999999999,)").replace(b" " * 12 + b"\n", b"\n")  # 360 terabytes
+    assert len(promise) == len(contents)
+    for damaged in (contents[:-1], contents.replace(b"{", b"("), b"PK\3\4", b"", promise):
+        index.write_bytes(damaged)
+        assert made.open() == [0]
+    index.write_bytes(contents)
+    assert made.open() == []
+
+
+def test_an_index_says_how_long_its_file_is():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows, end = np.zeros(3, cache.ROW), 0
+        for row in rows:
+            row["offset"], row["planes"] = end, rng.choice((1, 3))
+            row["width"], row["height"] = rng.integers(1, rng.choice((4, 600, 5000)), 2)
+            shapes = cache.level_shapes(int(row["width"]), int(row["height"]))
+            end += sum(height * width for height, width in shapes) * int(row["planes"])
+        assert cache.lie_end_to_end(rows, end) and not cache.lie_end_to_end(rows, end + 1)
+
+
 def test_choices(paths, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", logger="medslip")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

@@ -3,6 +3,7 @@
 import argparse
 import http.server
 import io
+import socket
 import threading
 import zipfile
 
@@ -130,14 +131,19 @@ def test_another_architecture(tmp_path):
 
 
 class Evil:
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return (open, ("/tmp/medslip_evil", "w"))
+        return (open, (self.path, "w"))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    path = save({"state_dict": {"visual.x": torch.ones(1)}, "hook": Evil()}, tmp_path / "evil.pt")
+    evil = Evil(str(tmp_path / "canary"))
+    path = save({"state_dict": {"visual.x": torch.ones(1)}, "hook": evil}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="could run code"):
         checkpoints.read(path)
+    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("contents", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
@@ -181,5 +187,8 @@ def test_download_once_and_whole(tmp_path, monkeypatch):
     assert hits == ["/medclip-vit-pretrained.zip"] * 2
     server.shutdown()
     server.server_close()
-    with pytest.raises(InputError, match=r"cannot download http.*medclip-pretrained\.zip.*put it at"):
-        checkpoints.download_medclip("medclip_resnet")
+    with socket.socket() as silent:  # bound, so that nobody else answers there, and not listening
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(checkpoints, "MEDCLIP_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        with pytest.raises(InputError, match=r"cannot download http.*medclip-pretrained\.zip.*put it at"):
+            checkpoints.download_medclip("medclip_resnet")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
+from scripts import HANG
 
 import options
 
@@ -52,6 +53,6 @@ def test_help_and_errors_import_no_torch(script):
     )
     for flag, status in (("--help", 0), ("--no-such-flag", 2)):
         done = subprocess.run(
-            [sys.executable, "-c", code, script, flag], cwd=REPOSITORY, capture_output=True, text=True
+            [sys.executable, "-c", code, script, flag], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG
         )
         assert done.returncode == status and done.stderr.splitlines()[-1] == "False"

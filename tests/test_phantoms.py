@@ -2,9 +2,6 @@
 
 import csv
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,13 +107,12 @@ def test_exposure_is_no_clue():
     assert np.ptp([np.mean(v) for v in levels.values()]) < 12  # of 255; one class spreads over about 60
 
 
-def test_existing_folder(tree, tmp_path):
+def test_existing_folder(scripts, tree, tmp_path):
     before = digest(tree)
     assert not tool.make_phantoms(tree, **TINY)  # same settings: nothing to do
     with pytest.raises(FileExistsError):
         tool.make_phantoms(tree, **TINY | {"seed": 4})
     assert digest(tree) == before
-    command = [sys.executable, str(Path(tool.__file__)), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    code, _, errors = scripts.run("tools/make_phantoms.py", "--out", tmp_path)
+    assert code == 2 and len(errors.splitlines()) == 1
     assert not list(tmp_path.iterdir()) and not list(tree.parent.glob(".*"))  # no half-built folder stays behind

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,20 +55,14 @@ def runs(tmp_path):
     return probe, training
 
 
-def make(out, *folders):
-    words = [sys.executable, ROOT / "tools" / "report.py", *folders, "--out", out]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
-
-
 def refuse(out, *folders) -> str:
     with pytest.raises(InputError) as caught:
         report.main(SimpleNamespace(runs=folders, out=out, title="x"))
     return str(caught.value)
 
 
-def test_page_and_tables(runs, tmp_path):
-    code, printed, errors = make(tmp_path / "r.html", *runs)
+def test_page_and_tables(scripts, runs, tmp_path):
+    code, printed, errors = scripts.run("tools/report.py", *runs, "--out", tmp_path / "r.html")
     assert code == 0 and "r.html" in printed, errors
     page = (tmp_path / "r.html").read_text()
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "a &lt;b&gt;mass" in page
@@ -95,7 +87,7 @@ def test_page_and_tables(runs, tmp_path):
     assert float(ours["value"]) == pytest.approx(value, rel=1e-5) and float(ours["low"]) == pytest.approx(low, rel=1e-5)
 
 
-def test_older_results_and_damage(runs, tmp_path):
+def test_older_results_and_damage(scripts, runs, tmp_path):
     probe, training = runs
     results = json.loads((probe / "results.json").read_text())
     for name in ("audit", "hardest"):
@@ -114,7 +106,7 @@ def test_older_results_and_damage(runs, tmp_path):
         path.write_text(text)
         assert message in refuse(tmp_path / "r.html", *runs)
         path.write_text(kept)
-    code, _, errors = make(tmp_path / "r.html", tmp_path)
+    code, _, errors = scripts.run("tools/report.py", tmp_path, "--out", tmp_path / "r.html")
     assert code == 2 and "neither results.json nor config.json" in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "r.html").exists()
 

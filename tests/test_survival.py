@@ -1,16 +1,18 @@
 """Runs that are killed, interrupted, damaged or cut off from their disk, and that go on with other micro-batches."""
 
+import contextlib
+import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, run_cli
+from scripts import HANG, until
 from test_main import command, log_lines, read_checkpoint, train
 
 import checkpoints
@@ -20,35 +22,31 @@ import main_linear
 import options
 import saver
 import utils
+from step import TrainStep
 from utils import EXIT_INTERRUPTED, InputError
 
 
-def script(name, *words):
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "tests" / name), *words], capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_the_same_run_on_other_numbers_of_processes(scripts):
+    code, printed, errors = scripts.run("tests/equality.py", "--short")
+    assert code == 0 and "every bar is met" in printed, printed + errors
 
 
-def test_the_same_run_on_other_numbers_of_processes():
-    assert "every bar is met" in script("equality.py", "--short")
+def test_killed_runs_end_with_the_weights_of_undisturbed_ones(scripts):
+    code, printed, errors = scripts.run("tests/kill.py", "--sigkill", 1, "--sigterm", 0)
+    assert code == 0 and "all ended with the weights" in printed, printed + errors
 
 
-def test_killed_runs_end_with_the_weights_of_undisturbed_ones():
-    assert "all ended with the weights" in script("kill.py", "--sigkill", "1", "--sigterm", "0")
+def signal_after(monkeypatch, owner, name, calls=1, number=signal.SIGTERM):
+    """Let this process get a signal at the end of the `calls`-th call of a method: within a run, which catches it."""
+    method, count = getattr(owner, name), itertools.count(1)
 
+    def call(*args, **kwargs):
+        result = method(*args, **kwargs)
+        if next(count) == calls:
+            signal.raise_signal(number)
+        return result
 
-def signal_when(there, number=signal.SIGTERM):
-    """Send this process a signal as soon as `there()`."""
-
-    def wait():
-        deadline = time.monotonic() + 60
-        while not there() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=wait).start()
+    monkeypatch.setattr(owner, name, call)
 
 
 def same_model(one, two):
@@ -56,17 +54,17 @@ def same_model(one, two):
     return all(torch.equal(value, two[key]) for key, value in one.items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_ends_a_run_between_two_steps(roco, tmp_path, capsys, number):
-    words = ("--epochs", 4, "--lr", "1e-3", "--print-freq", 1)
+@pytest.mark.parametrize(("number", "steps"), [(signal.SIGINT, 4), (signal.SIGUSR1, 3)])
+def test_a_signal_ends_a_run_between_two_steps(roco, tmp_path, capsys, monkeypatch, number, steps):
+    """After the epoch's first step of three, and after its last."""
+    words = ("--epochs", 3, "--lr", "1e-3")
     out = tmp_path / "interrupted"
-    signal_when(lambda: (out / "log.txt").exists() and log_lines(out), number)
-    before = signal.getsignal(number)
-    code, printed, _ = train(capsys, roco, out, *words)
+    with monkeypatch.context() as patch:
+        signal_after(patch, TrainStep, "__call__", steps, number)
+        code, printed, _ = train(capsys, roco, out, *words)
     assert code == EXIT_INTERRUPTED and f"{number.name}: saved" in printed
-    signal.signal(number, before)  # an interrupted process leaves it ignored
-    state = read_checkpoint(out / "checkpoint.pt")
-    assert 1 <= state["epoch"] < 4
+    saved = read_checkpoint(out / "checkpoint.pt")
+    assert saved["step"] == steps and (saved["epoch"], saved["progress"]["step_in_epoch"]) in ((1, 1), (0, 3))
     code, printed, _ = train(capsys, roco, out, *words)
     assert code == 0 and "going on with" in printed
     assert train(capsys, roco, tmp_path / "whole", *words)[0] == 0
@@ -75,27 +73,39 @@ def test_a_signal_ends_a_run_between_two_steps(roco, tmp_path, capsys, number):
     assert [line["train_loss"] for line in lines] == [line["train_loss"] for line in whole]
 
 
-def test_ctrl_c_leaves_no_worker_and_a_second_signal_ends_at_once(roco, tmp_path):
+def living(group: int) -> list[str]:
+    """The processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, fields = path.read_text().rsplit(")", 1)
+            state, _, its_group = fields.split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(name)
+    return found
+
+
+def test_ctrl_c_leaves_no_worker(scripts, roco, tmp_path):
     """A shell's Ctrl-C goes to the whole group, the loader's workers too."""
     out = tmp_path / "out"
-    words = command(roco, out, "--epochs", "500", "--workers", "2")
-    with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True) as process:
-        while not (out / "log.txt").exists() and process.poll() is None:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == EXIT_INTERRUPTED
-    with pytest.raises(ProcessLookupError):  # nobody is left in the group
-        for _ in range(100):
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
+    run = scripts.start(*command(roco, out, "--epochs", "500", "--workers", "2")[1:])
+    until((out / "log.txt").exists, run)
+    assert len(living(run.pid)) >= 3
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() == EXIT_INTERRUPTED, run.output()
+    until(lambda: not living(run.pid))
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
     code = (
-        "import os, signal, time, interrupt\n"
-        "interrupt.PATIENCE = 0.5\n"
+        "import os, signal, interrupt\n"
+        "interrupt.PATIENCE = 1e9\n"
         "with interrupt.StopRequest() as stop:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(stop.check()[0].name, flush=True); time.sleep(0.6); os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGTERM)  # the second is a copy\n"
+        "    print(stop.check()[0].name, flush=True)\n"
+        "    interrupt.PATIENCE = 0; signal.raise_signal(signal.SIGUSR1)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stdout) == (128 + signal.SIGUSR1, "SIGTERM\n")
 
 
@@ -164,24 +174,21 @@ def test_another_batch_size_keeps_the_global_batch(roco, tmp_path, capsys):
     assert code == 2 and "--batch-size 5 does not divide that: 1, 2, 4, 8 would" in errors
 
 
-def test_an_epoch_is_not_finished_on_other_pairs(roco, tmp_path, capsys):
-    out = tmp_path / "out"
-    signal_when(lambda: (out / "checkpoint.pt").exists())
-    before = signal.getsignal(signal.SIGTERM)
-    code, *_ = train(capsys, roco, out, "--epochs", 50, "--save-every", 1)
-    signal.signal(signal.SIGTERM, before)
-    assert code == EXIT_INTERRUPTED
-    captions = roco / "train" / "radiology" / "captions.txt"
+def test_an_epoch_is_not_finished_on_other_pairs(roco, tmp_path, capsys, monkeypatch):
+    """Between two epochs other pairs are taken and told of; within one they are refused."""
+    captions, whole, cut = roco / "train" / "radiology" / "captions.txt", tmp_path / "whole", tmp_path / "cut"
+    assert train(capsys, roco, whole, "--epochs", 1)[0] == 0
+    with monkeypatch.context() as patch:
+        signal_after(patch, TrainStep, "__call__")
+        assert train(capsys, roco, cut, "--epochs", 1)[0] == EXIT_INTERRUPTED
     captions.write_text(captions.read_text().replace("mass", "cyst", 1))
-    contents = read_checkpoint(out / "checkpoint.pt")
-    code, printed, errors = train(capsys, roco, out, "--epochs", contents["epoch"] + 1)
-    if contents["progress"]["step_in_epoch"]:
-        assert code == 2 and "training pairs are not those" in errors
-    else:
-        assert code == 0 and "training pairs are not those" in printed
+    code, printed, _ = train(capsys, roco, whole, "--epochs", 2)
+    assert code == 0 and "training pairs are not those" in printed
+    code, _, errors = train(capsys, roco, cut, "--epochs", 1)
+    assert code == 2 and "training pairs are not those" in errors
 
 
-def test_an_interrupted_extraction_goes_on(folders, tmp_path, capsys):
+def test_an_interrupted_extraction_goes_on(folders, tmp_path, capsys, monkeypatch):
     words = ("--catalog", folders, "--dataset", "imagenet", "--arch", "resnet10t", "--pretrained", "none")
     words += ("--image-size", "32", "--device", "cpu", "--workers", "0", "--batch-size", "1", "--save-every", "1")
 
@@ -189,13 +196,12 @@ def test_an_interrupted_extraction_goes_on(folders, tmp_path, capsys):
         return run_cli(capsys, main_linear.main, options.linear_parser, *words, "--output-dir", out)
 
     out = tmp_path / "interrupted"
-    signal_when(lambda: list(out.glob("partial_features/train/0_of_1/00001.pt")))
-    before = signal.getsignal(signal.SIGTERM)
-    code, *_ = probe(out)
-    signal.signal(signal.SIGTERM, before)
+    with monkeypatch.context() as patch:
+        signal_after(patch, features.Shards, "add", 2)
+        code, *_ = probe(out)
     assert code == EXIT_INTERRUPTED
     code, printed, _ = probe(out)
-    assert code == 0 and re.search(r"going on with \d+ of 24 batches", printed)
+    assert code == 0 and "going on with 2 of 24 batches" in printed
     assert probe(tmp_path / "whole")[0] == 0
     assert (out / "predictions.csv").read_text() == (tmp_path / "whole" / "predictions.csv").read_text()
     assert not (out / "partial_features").exists()
@@ -212,6 +218,9 @@ def test_feature_shards_that_do_not_follow_each_other_are_not_joined(tmp_path, m
     shards("b").add([torch.zeros(2)])  # another encoder, ended after one shard
     shards().add([torch.zeros(3)])  # the first again, in longer shards: the old second one does not follow it
     assert shards().rows.tolist() == [0, 0, 0]
+    for strange in (None, "rows", torch.zeros(2, 2), torch.zeros(2).half(), torch.zeros(()), torch.zeros(0)):
+        utils.save_tensors({"key": "a", "start": 3, "rows": strange}, shards().path())
+        assert shards().rows.tolist() == [0, 0, 0]
 
     def full(*_):
         raise InputError("no room")
@@ -249,6 +258,7 @@ def test_a_save_that_did_not_happen_is_told_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "write_tensors", broken)
     keeper = saver.Saver(tmp_path, (1, None))
     keeper.save({"step": 3, "best": None})
+    keeper.thread.join()
     with pytest.raises(InputError, match="step 3 could not be written"):
         keeper.close()
 

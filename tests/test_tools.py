@@ -1,21 +1,11 @@
 """tools/compare.py and tools/label_efficiency.py, run as their users run them."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*words):
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
 
 
 def write_run(folder, noise, n=90, seed=0):
@@ -32,14 +22,14 @@ def write_run(folder, noise, n=90, seed=0):
     return folder
 
 
-def test_compare(tmp_path):
+def test_compare(scripts, tmp_path):
     good, bad = write_run(tmp_path / "good", 1), write_run(tmp_path / "bad", 6)
-    code, printed, errors = run("tools/compare.py", good, bad, "--out", tmp_path / "d.json")
+    code, printed, errors = scripts.run("tools/compare.py", good, bad, "--out", tmp_path / "d.json")
     assert code == 0, errors
     assert "90 cases, 10000 paired resamples of 45 patients" in printed
     found = json.loads((tmp_path / "d.json").read_text())["metrics"]
     assert found["auroc"]["ci95"][0] > 0 and found["auroc"]["p"] < 0.01
-    code, printed, errors = run("tools/compare.py", good, good)
+    code, printed, errors = scripts.run("tools/compare.py", good, good)
     assert code == 0, errors
     rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 7 + 3 * 7 and all(row.endswith("| +0.0000 | +0.0000 to +0.0000 | 1.0000 |") for row in rows)
@@ -66,7 +56,7 @@ def break_number(table):
         (lambda table: table[["id"]], "not the predictions of a probe"),
     ],
 )
-def test_compare_refuses(tmp_path, change, message):
+def test_compare_refuses(scripts, tmp_path, change, message):
     one, two = write_run(tmp_path / "one", 1), write_run(tmp_path / "two", 2)
     table = pd.read_csv(two / "predictions.csv")
     if change is relabel:
@@ -75,11 +65,11 @@ def test_compare_refuses(tmp_path, change, message):
         first.loc[first["id"] == "case004", "label"] = "MALIGNANT"
         first.to_csv(one / "predictions.csv", index=False)
     change(table).to_csv(two / "predictions.csv", index=False)
-    code, _, errors = run("tools/compare.py", one, two)
+    code, _, errors = scripts.run("tools/compare.py", one, two)
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
 
 
-def test_label_efficiency(tmp_path):
+def test_label_efficiency(scripts, tmp_path):
     rng = np.random.default_rng(0)
 
     def part(n, start):
@@ -96,13 +86,13 @@ def test_label_efficiency(tmp_path):
 
     contents = {"train": part(240, 0), "test": part(90, 1000), "classes": ["a", "b", "c"]}
     torch.save(contents, tmp_path / "features.pt")
-    code, _, errors = run("tools/label_efficiency.py", tmp_path, "--draws", "3")
+    code, _, errors = scripts.run("tools/label_efficiency.py", tmp_path, "--draws", "2")
     assert code == 0, errors
     rows = json.loads((tmp_path / "label_efficiency.json").read_text())["rows"]
     assert [row["percent"] for row in rows] == [1, 5, 10, 25, 50, 100]
-    assert [len(row["values"]) for row in rows] == [3] * 5 + [1]
+    assert [len(row["values"]) for row in rows] == [2] * 5 + [1]
     assert rows[0]["patients"] in (2, 3) and rows[3]["patients"] == 30 and rows[5]["images"] == 240
     assert rows[0]["mean"] < rows[3]["mean"] < 1 and rows[5]["mean"] > 0.9 and rows[5]["low"] is None
     assert (tmp_path / "label_efficiency.png").stat().st_size > 5000
-    code, _, errors = run("tools/label_efficiency.py", tmp_path / "absent")
+    code, _, errors = scripts.run("tools/label_efficiency.py", tmp_path / "absent")
     assert code == 2 and len(errors.strip().splitlines()) == 1
