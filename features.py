@@ -51,14 +51,9 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
                 raise Interrupted(stop.signals)
             if batch is None:
                 continue
-            (pixels,) = augment.make_views(batch, *norm, device)
-            with utils.autocast(device, dtype):
-                encoded = [
-                    model.encode_image(pixels.flip(axes), projected).float() for axes in FLIPS[: 4 if flips else 1]
-                ]
-            new.append(torch.stack(encoded, dim=1) if flips else encoded[0])
+            new.append(encode(model, batch, norm, device, dtype, projected, flips))
             rows.append(new[-1])
-            progress.step(len(pixels), dict)
+            progress.step(len(new[-1]), dict)
             if len(new) == every_steps or (every_seconds and time.monotonic() - saved_at >= every_seconds):
                 new, saved_at = kept.add(new), time.monotonic()
     kept.add(new)
@@ -68,6 +63,14 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
     if not features.isfinite().all():
         raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
     return features
+
+
+def encode(model, batch, norm, device, dtype, projected: bool, flips: bool) -> torch.Tensor:
+    """A batch of views.WholeImages -> its features (n, D) float32 on the device; with `flips` (n, 4, D)."""
+    (pixels,) = augment.make_views(batch, *norm, device)
+    with utils.autocast(device, dtype):
+        encoded = [model.encode_image(pixels.flip(axes), projected).float() for axes in FLIPS[: 4 if flips else 1]]
+    return torch.stack(encoded, dim=1) if flips else encoded[0]
 
 
 def identity(model, data, args, dtype, flips: bool) -> str:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, SwinMode
 from transformers import logging as transformers_logging
 
 import checkpoints
+from device import queued
 from norms import batch_norms
 from options import BIO_CLINICAL_BERT
 from utils import InputError
@@ -176,7 +177,7 @@ class MedSLIP(nn.Module):
         features = {}
         pixels = {name: x for name, x in (("image", image), ("aug1", aug1), ("aug2", aug2)) if x is not None}
         apart = any(norm.training for norm in batch_norms(self.image_encoder))
-        if apart or not all(x.is_cuda for x in pixels.values()):
+        if apart or not all(queued(x.device) for x in pixels.values()):
             features = {name: self.encode_image(x, projected=False) for name, x in pixels.items()}
         else:
             together = self.encode_image(torch.cat(list(pixels.values())), projected=False)

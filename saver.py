@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import utils
+from device import host_buffer, mark, queued
 from utils import InputError, logger
 
 LATEST, PREVIOUS, BEST = "checkpoint.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
@@ -67,12 +68,8 @@ class Saver:
         self.later = []
         copied = self.copy(state, ())
         self.copied.clear()
-        arrived = None
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            arrived = torch.cuda.Event()
-            arrived.record()
         # A daemon: a disk that hangs must not keep the process from ending.
-        self.thread = threading.Thread(target=self.write, args=(copied, is_best, arrived), daemon=True)
+        self.thread = threading.Thread(target=self.write, args=(copied, is_best, mark()), daemon=True)
         self.thread.start()
 
     def wait_for_copy(self) -> None:
@@ -88,12 +85,11 @@ class Saver:
             buffer = self.buffers.get(place)
             if buffer is None or description(buffer) != description(value):
                 # With the strides too: the optimiser's moments must lie in memory as its parameters do.
-                buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-                self.buffers[place] = buffer
-            if not value.is_cuda and value.nbytes >= LARGE:
+                buffer = self.buffers[place] = host_buffer(value)
+            if value.nbytes >= LARGE and not queued(value.device):
                 self.later.append((buffer, value.detach()))
                 return buffer
-            # On a GPU queued behind the step that made it; the writer waits for the event.
+            # Queued behind the step that made it, where work is queued; the writer waits for it.
             return buffer.copy_(value.detach(), non_blocking=True)
         if isinstance(value, dict):
             return {key: self.copy(one, (*place, key)) for key, one in value.items()}
@@ -108,8 +104,7 @@ class Saver:
                 buffer.copy_(value)
             self.later = []
             self.copied.set()
-            if arrived is not None:
-                arrived.synchronize()
+            arrived.synchronize()
             with utils.atomic_file(self.folder / LATEST) as temporary:
                 utils.write_tensors(state, temporary)
                 if is_best:  # first, so that a run killed in between finds the same best epoch again

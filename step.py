@@ -16,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 import augment
 import norms
 import utils
+from device import to_host
 from utils import InputError, logger
 
+LAG = 2  # steps that are queued before the oldest one's numbers are read
 MAX_SKIPPED = 10  # steps in a row that --on-nonfinite skip lets pass
 
 
@@ -44,8 +46,8 @@ class Verdict:
     lr: float
     batches: list[dict]
     numbers: torch.Tensor
+    arrived: object  # its synchronize() waits for the numbers
     rows: torch.Tensor  # (n,) bool, whose features are all finite
-    arrived: object  # a CUDA event, or None
 
 
 class TrainStep:
@@ -63,7 +65,7 @@ class TrainStep:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.guard = norms.StatisticsGuard(self.model) if args.on_nonfinite == "skip" else None
         self.keys, self.totals = (), None  # the losses' names; their sums over the epoch's finite steps, and the count
-        self.pending, self.lag = deque(), 2 if device.type == "cuda" else 0
+        self.pending = deque()
         self.skipped = self.in_a_row = 0
         self.before_update = lambda: None  # called when the parameters are about to change
 
@@ -82,7 +84,7 @@ class TrainStep:
         self.totals += torch.where(finite, torch.cat([values, values.new_ones(1)]), 0)
         scale = getattr(self.model, "logit_scale", torch.zeros((), device=self.device)).detach().exp()
         self.queue(epoch, step, lr, batches, torch.cat([values, norm[None].to(values), scale[None].to(values)]), rows)
-        while len(self.pending) > self.lag:
+        while len(self.pending) > LAG:
             self.judge(self.pending.popleft())
 
     # Forward and backward
@@ -176,17 +178,11 @@ class TrainStep:
         return finite, norm
 
     def queue(self, epoch, step, lr, batches, numbers, rows) -> None:
-        arrived = None
-        if self.device.type == "cuda":
-            numbers = numbers.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self.pending.append(Verdict(epoch, step, lr, batches, numbers, rows, arrived))
+        self.pending.append(Verdict(epoch, step, lr, batches, *to_host(numbers), rows))
 
     def failed(self, verdict: Verdict) -> list[str]:
         """The names of what was not finite in a step, "name value" each."""
-        if verdict.arrived is not None:
-            verdict.arrived.synchronize()
+        verdict.arrived.synchronize()
         names = (*self.keys, "gradient norm")
         if self.scaler.is_enabled():
             names = self.keys
@@ -246,7 +242,8 @@ class TrainStep:
     def state_dict(self) -> dict:
         """The sums of the epoch so far, and the steps left out, for a checkpoint."""
         totals = {} if self.totals is None else {"totals": self.totals, "keys": list(self.keys)}
-        return {**totals, "skipped": self.skipped, "in_a_row": self.in_a_row}
+        # Steps under way at a save are `clean`: the next judgement would end a row of failures.
+        return {**totals, "skipped": self.skipped, "in_a_row": 0 if self.pending else self.in_a_row}
 
     def load_state_dict(self, state: dict) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

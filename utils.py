@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import _functional_collectives as collectives
 
+from device import half_precision
+from device import name as device_name
+
 logger = logging.getLogger("medslip")
 
 
@@ -248,13 +251,12 @@ def provenance(args: dict, device: torch.device) -> dict:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "args": args,
         "versions": versions,
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain")),
-        "device": name,
+        "device": device_name(device),
         "world_size": world_size(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -268,16 +270,11 @@ def amp_dtype(choice: str | None, device: torch.device) -> torch.dtype | None:
 
     `choice` is "bf16", "fp16", "off", or None for that default.
     """
-    if choice == "off":
-        return None
-    if device.type == "cpu":
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        if choice == "fp16":
-            raise InputError("--amp fp16 needs a GPU: on the CPU use --amp bf16 or --amp off")
-        return torch.bfloat16 if has_bf16 or choice == "bf16" else None
-    if choice == "fp16":
-        return torch.float16
-    return torch.bfloat16 if choice == "bf16" or torch.cuda.is_bf16_supported(False) else torch.float16
+    if choice is None:
+        return half_precision(device)
+    if choice == "fp16" and device.type == "cpu":
+        raise InputError("--amp fp16 needs a GPU: on the CPU use --amp bf16 or --amp off")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:

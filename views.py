@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from device import queued
 from images import Picture
 
 # Columns of a view's parameters: the crop in pixels of the image, then augment.py's. An operation that is not
@@ -225,7 +226,7 @@ def loader(dataset, batches, workers: int, device: torch.device):
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=as_is,
-        pin_memory=device.type == "cuda",
+        pin_memory=queued(device),
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
         # Forked workers share the index and the captions' tokens.
