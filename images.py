@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from utils import InputError
 
+warnings.filterwarnings("ignore", module="PIL")  # for all threads: what is wrong with a file is said in its own line
+
 
 class Picture(NamedTuple):
     """An image: its file's size in pixels, and (h, w) or (h, w, 3) uint8 at one size or more, the largest first.
@@ -55,16 +57,16 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if gray:
-                    image.draft("L", image.size)
-                image.load()
-                return to_gray_or_rgb(image)
+        with Image.open(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow warns here, and refuses twice as many
+                raise Image.DecompressionBombError
+            if gray:
+                image.draft("L", image.size)
+            image.load()
+            return to_gray_or_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{path}: the image is not there any more") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, MemoryError) as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__

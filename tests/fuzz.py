@@ -12,6 +12,7 @@ data, a process started, a gigabyte taken. Exit code 1 if there is any.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -210,6 +211,8 @@ class Kinds:
             path.write_bytes(contents)
         self.write(path, path.read_bytes(), changes)
         images.unreadable([str(path)])
+        with contextlib.suppress(InputError):
+            assert images.read_small(str(path), 16).mode == "L"
         assert images.read_image(str(path)).mode in ("L", "RGB")
 
     def jpeg(self, rng, changes) -> None:
@@ -219,6 +222,13 @@ class Kinds:
         notes = PngInfo()  # a file that is whole but for what its chunks of text say
         notes.add_text("Comment", rng.choice(HOSTILE).decode("latin-1"), zip=rng.random() < 0.5)
         self.image("png", rng, changes if rng.random() < 0.7 else (), pnginfo=notes)
+
+    def other_image(self, rng, changes) -> None:
+        suffix, how = rng.choice((
+            ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("tif", {"compression": "tiff_adobe_deflate"}),
+            ("tif", {"compression": "jpeg"}), ("bmp", {}), ("gif", {}), ("webp", {}), ("jp2", {}), ("ppm", {}),
+        ))  # fmt: skip
+        self.image(suffix, rng, changes, **how)
 
     def altered(self, rng) -> dict:
         """Contents for a checkpoint: the model's own weights, often with something wrong."""
@@ -383,8 +393,8 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png checkpoint zip cache_index "
-    "cache_pixels feature_shard zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png other_image checkpoint zip "
+    "cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 

@@ -1,5 +1,8 @@
 """Decoding, the draws of every view against torchvision's, and the order of the batches."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +60,27 @@ def test_unreadable_files_are_found(tmp_path):
     # Bytes after the end marker are common and harmless.
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + b"\0" * 100)
     assert images.unreadable([whole]) == {}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_threads_refuse_a_bomb_each_by_itself(tmp_path, monkeypatch):
+    """One thread is done with its file before the other opens its own, which Pillow would only warn of."""
+    picture(0).save(tmp_path / "small.png")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    both, done, plain = threading.Barrier(2), threading.Event(), Image.open
+
+    def open_in_order(path):
+        both.wait()
+        if path.endswith("large.png"):
+            done.wait()
+        return plain(path)
+
+    monkeypatch.setattr(Image, "open", open_in_order)
+    with ThreadPoolExecutor(2) as pool:
+        small, large = (pool.submit(images.read_image, str(tmp_path / f"{name}.png")) for name in ("small", "large"))
+        small.add_done_callback(lambda _: done.set())
+        with pytest.raises(InputError, match="more than"):
+            large.result()
 
 
 def test_crops_are_distributed_as_torchvisions():
