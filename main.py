@@ -208,6 +208,8 @@ def train_epoch(step: TrainStep, loader, batches, args, between_steps) -> dict:
         record["logit_scale"] = step.model.logit_scale.exp().item()
     if step.skipped:
         record["skipped_steps"] = step.skipped
+    if step.overflows:
+        record["overflow_steps"] = step.overflows
     rate = (batches.steps - batches.first_step) * batches.global_batch / max(seconds, 1e-9)
     return {**record, "samples_per_s": rate, "seconds": seconds}
 
