@@ -96,9 +96,8 @@ def main(args) -> None:
         epoch, first_step, best = 0, 0, None
         if resumed is not None:
             resume.restore(resumed, optimizer, scaler, args, resumed_path)
-            epoch, first_step, best = resumed["epoch"], resumed["progress"]["step_in_epoch"], resumed["best"]
-            if not (out / saver.BEST).exists():
-                best = None  # nothing here to be better than
+            epoch, first_step = resumed["epoch"], resumed["progress"]["step_in_epoch"]
+            best = utils.on_rank0(saver.best_score, out)
         network = distribute(model, device) if world > 1 else model
 
         if epoch >= args.epochs:
@@ -136,7 +135,7 @@ def main(args) -> None:
             done = epoch * batches.steps + step_in_epoch
             return {
                 "epoch": epoch, "step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(), "best": best, "args": plain(args),
+                "scaler": scaler.state_dict(), "args": plain(args),
                 # Every draw is seeded by (seed, epoch, sample) or (seed, step, micro-batch, rank).
                 "rng": {"seed": args.seed, "step": done},
                 "progress": {
@@ -157,29 +156,36 @@ def main(args) -> None:
         def leave(step_in_epoch: int) -> None:
             step.settle()
             keeper.save(state(step_in_epoch))
-            utils.on_rank0(keeper.close)  # the others wait: a launcher ends all ranks when one has left
+            utils.on_rank0(finish)  # the others wait: a launcher ends all ranks when one has left
             raise Interrupted(stop.signals)
+
+        def finish() -> None:
+            try:
+                keeper.close()
+            except InputError:
+                with contextlib.suppress(InputError):
+                    log.close()
+                raise
+            log.close()
 
         while epoch < args.epochs:
             batches.epoch, batches.first_step = epoch, first_step
             record = {"epoch": epoch, "step": (epoch + 1) * batches.steps}
             record |= train_epoch(step, loader, batches, args, between_steps)
-            is_best = False
+            score = None
             if val_loader is not None and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs):
                 results = retrieval.evaluate(model, val_loader, len(val_pairs), args, device, dtype, stop, disjoint)
                 if results is None:
                     leave(batches.steps)  # evaluated when the run goes on
                 record |= {f"val_{name}": value for name, value in results.items()}
-                keeper.wait()
-                is_best = keeper.best is None or results["score"] > keeper.best
-                best = results["score"] if is_best else keeper.best
+                score = results["score"]
             log.write(record)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
-            logger.info(shown + ("  (best)" if is_best else ""))
+            logger.info(shown + ("  (best)" if keeper.is_best(score) else ""))
             step.reset()
             epoch, first_step = epoch + 1, 0
-            keeper.save(state(0), is_best)
-        utils.on_rank0(keeper.close)
+            keeper.save(state(0), score)
+        utils.on_rank0(finish)
 
 
 def train_epoch(step: TrainStep, loader, batches, args, between_steps) -> dict:
