@@ -27,6 +27,7 @@ import checkpoints
 import datasets
 import images
 import interrupt
+import lock
 import logs
 import losses
 import models
@@ -45,9 +46,15 @@ from utils import InputError, Interrupted, logger
 
 def main(args) -> None:
     device = utils.init_distributed(args.device, args.dist_backend, args.dist_url)
-    world = utils.world_size()
     out = Path(args.output_dir or f"runs/{args.arch or 'medclip_vit'}_{args.objective}").expanduser().absolute()
+    # --evaluate reads a checkpoint, also that of a run under way, and writes one file of its own, whole.
+    with contextlib.nullcontext() if args.evaluate else lock.output_folder(out) as held:
+        run(args, device, out, held)
 
+
+def run(args, device, out: Path, held) -> None:
+    """The training, or --evaluate, while `held` (lock.Lock, None for --evaluate) keeps others out of the folder."""
+    world = utils.world_size()
     # Initialisation: 1. --resume, 2. the run's own latest checkpoint, 3. --pretrained, 4. random.
     resumed, resumed_path = resume.open_checkpoint(out, args.resume)
     if resumed is not None:
@@ -147,6 +154,7 @@ def main(args) -> None:
 
         def between_steps(step_in_epoch: int) -> None:
             """Save if it is time, or save and leave if a signal asked for it."""
+            held.check()
             if stop.check():
                 leave(step_in_epoch)
             last = step_in_epoch == batches.steps  # saved with its evaluation
@@ -347,8 +355,7 @@ def distribute(model, device):
 
 
 def open_folder(out: Path, args, device, pairs: dict, notes: dict, epoch: int) -> None:
-    """Make the output folder, and write what is known before the first step."""
-    utils.make_folder(out)
+    """Clear the output folder of what was left half done, and write what is known before the first step."""
     utils.remove_temporaries(out)
     utils.write_json(out / "config.json", {**utils.provenance(vars(args), device), "data": notes})
     for split, some in pairs.items():
