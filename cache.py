@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import images
+import lock
 import utils
 from images import Picture
 from utils import InputError, logger
@@ -187,15 +187,24 @@ def room(folder: Path) -> int:
     return shutil.disk_usage(there).free if os.access(there, os.W_OK) else 0
 
 
-def make_folder(folder: Path) -> None:
-    """Make a cache's folder, or remove what a build that was killed an hour ago or more left in it."""
+def complete(made: Cache, about: str) -> None:
+    """Build what a cache lacks, when no other run is at it; `about` is said if there is something to build.
+
+    Raises InputError.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > 3600:  # not those of a build that another run is at
-                path.unlink()
+        made.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--cache {folder}: cannot be made or written: {error.strerror}") from None
+        raise InputError(f"--cache {made.folder}: cannot be made or written: {error.strerror}") from None
+    with lock.Lock(made.folder, "--cache", wait=True):
+        missing = made.open()
+        if not missing:
+            logger.info(f"pictures from the cache {made.folder}")
+            return
+        there = f"{len(made.shards()) - len(missing)} of {len(made.shards())} parts are there"
+        logger.info(f"building a cache{about} in {made.folder}; {there}")
+        utils.remove_temporaries(made.folder)
+        made.build(missing)
 
 
 def pictures(choice: str, root: str, name: str, path, n: int, image_size: int):
@@ -210,8 +219,7 @@ def pictures(choice: str, root: str, name: str, path, n: int, image_size: int):
     made = Cache(folder, path, n)
     missing = made.open()
     if missing and utils.rank() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        make_folder(made.folder)
-        made.build(missing)
+        complete(made, "")
     utils.all_objects(None)
     if missing and made.open():
         raise InputError(f"{folder}: the cache is not complete on every machine: give --cache another folder, or none")
@@ -241,16 +249,10 @@ def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) ->
         return None
     needed = estimate(path, n)
     for candidate in candidates:
-        free = room(candidate)
-        if choice != "auto" or needed <= FREE * free:
-            made = Cache(candidate / key, path, n)
-            make_folder(made.folder)
-            missing = made.open()
-            logger.info(
-                f"{name}: building a cache of about {needed / 1e9:.1f} GB in {made.folder} ({free / 1e9:.0f} GB free)"
-                f"; {len(made.shards()) - len(missing)} of {len(made.shards())} parts are there"
-            )
-            made.build(missing)
+        free, made = room(candidate), Cache(candidate / key, path, n)
+        begun = (made.folder / lock.NAME).exists()  # by a run that found room for it, and has taken some since
+        if choice != "auto" or begun or needed <= FREE * free:
+            complete(made, f" of about {needed / 1e9:.1f} GB ({free / 1e9:.0f} GB free) for {name}")
             return made.folder
     logger.info(f"{name}: no cache: about {needed / 1e9:.1f} GB would not fit; pictures come from the files themselves")
     return None

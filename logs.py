@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import utils
@@ -10,24 +11,51 @@ from utils import InputError, logger
 
 
 class Log:
-    """Takes an epoch's record; on rank 0 only. A line that the disk refuses is kept and tried again."""
+    """Takes an epoch's record; on rank 0 only. Lines that the disk refuses are kept and tried again, and the file
+    then ends where it did before."""
 
     def __init__(self, out: Path, args):
         self.path, self.waiting = out / "log.txt", []
+        self.end = self.path.stat().st_size if self.path.exists() else 0  # of its whole lines, in bytes
+        self.failure = None
         self.writers = open_writers(args, out) if utils.rank() == 0 else []
 
     def write(self, record: dict) -> None:
         if utils.rank() != 0:
             return
         self.waiting.append(json.dumps(record) + "\n")
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(self.waiting)
-            self.waiting = []
-        except OSError as error:
-            logger.warning(f"{self.path}: cannot be written: {error.strerror}; its lines wait for the next epoch")
+        self.flush()
         for write in self.writers:
             write(record)
+
+    def flush(self) -> None:
+        """Append the lines that wait, all or none of them."""
+        if not self.waiting:
+            return
+        lines = "".join(self.waiting)
+        try:
+            with open(self.path, "ab") as file:
+                self.end = min(self.end, file.tell())
+                file.truncate(self.end)  # where the truncation below failed, too
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            self.end, self.waiting = self.end + len(lines.encode()), []
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self.end)
+            self.failure = f"{self.path}: cannot be written ({error.strerror})"
+            logger.warning(f"{self.failure}; its lines wait for the next try")
+
+    def close(self) -> None:
+        """Try once more. Raises InputError if lines remain that the disk refuses, after printing them."""
+        self.flush()
+        if self.waiting:
+            logger.info("".join(self.waiting).rstrip())
+            raise InputError(
+                f"{self.failure}: {len(self.waiting)} lines are missing at its end: make room, and add them from the "
+                "output"
+            )
 
 
 def drop_lines(path: Path, epoch: int) -> None:

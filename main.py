@@ -28,6 +28,7 @@ import datasets
 import distributed
 import images
 import interrupt
+import lock
 import logs
 import losses
 import models
@@ -46,9 +47,15 @@ from utils import InputError, Interrupted, logger
 
 def main(args) -> None:
     device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
-    world = utils.world_size()
     out = Path(args.output_dir or f"runs/{args.arch or 'medclip_vit'}_{args.objective}").expanduser().absolute()
+    # --evaluate reads a checkpoint, also that of a run under way, and writes one file of its own, whole.
+    with contextlib.nullcontext() if args.evaluate else lock.output_folder(out) as held:
+        run(args, device, out, held)
 
+
+def run(args, device, out: Path, held) -> None:
+    """The training, or --evaluate, while `held` (lock.Lock, None for --evaluate) keeps others out of the folder."""
+    world = utils.world_size()
     # Initialisation: 1. --resume, 2. the run's own latest checkpoint, 3. --pretrained, 4. random.
     resumed, resumed_path = resume.open_checkpoint(out, args.resume)
     if resumed is not None:
@@ -97,9 +104,8 @@ def main(args) -> None:
         epoch, first_step, best = 0, 0, None
         if resumed is not None:
             resume.restore(resumed, optimizer, scaler, args, resumed_path)
-            epoch, first_step, best = resumed["epoch"], resumed["progress"]["step_in_epoch"], resumed["best"]
-            if not (out / saver.BEST).exists():
-                best = None  # nothing here to be better than
+            epoch, first_step = resumed["epoch"], resumed["progress"]["step_in_epoch"]
+            best = utils.on_rank0(saver.best_score, out)
         network = distribute(model, device) if world > 1 else model
 
         if epoch >= args.epochs:
@@ -137,7 +143,7 @@ def main(args) -> None:
             done = epoch * batches.steps + step_in_epoch
             return {
                 "epoch": epoch, "step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(), "best": best, "args": plain(args),
+                "scaler": scaler.state_dict(), "args": plain(args),
                 # Every draw is seeded by (seed, epoch, sample) or (seed, step, micro-batch, rank).
                 "rng": {"seed": args.seed, "step": done},
                 "progress": {
@@ -149,6 +155,7 @@ def main(args) -> None:
 
         def between_steps(step_in_epoch: int) -> None:
             """Save if it is time, or save and leave if a signal asked for it."""
+            held.check()
             if stop.check():
                 leave(step_in_epoch)
             last = step_in_epoch == batches.steps  # saved with its evaluation
@@ -158,29 +165,36 @@ def main(args) -> None:
         def leave(step_in_epoch: int) -> None:
             step.settle()
             keeper.save(state(step_in_epoch))
-            utils.on_rank0(keeper.close)  # the others wait: a launcher ends all ranks when one has left
+            utils.on_rank0(finish)  # the others wait: a launcher ends all ranks when one has left
             raise Interrupted(stop.signals)
+
+        def finish() -> None:
+            try:
+                keeper.close()
+            except InputError:
+                with contextlib.suppress(InputError):
+                    log.close()
+                raise
+            log.close()
 
         while epoch < args.epochs:
             batches.epoch, batches.first_step = epoch, first_step
             record = {"epoch": epoch, "step": (epoch + 1) * batches.steps}
             record |= train_epoch(step, loader, batches, args, between_steps)
-            is_best = False
+            score = None
             if val_loader is not None and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs):
                 results = retrieval.evaluate(model, val_loader, len(val_pairs), args, device, dtype, stop, disjoint)
                 if results is None:
                     leave(batches.steps)  # evaluated when the run goes on
                 record |= {f"val_{name}": value for name, value in results.items()}
-                keeper.wait()
-                is_best = keeper.best is None or results["score"] > keeper.best
-                best = results["score"] if is_best else keeper.best
+                score = results["score"]
             log.write(record)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
-            logger.info(shown + ("  (best)" if is_best else ""))
+            logger.info(shown + ("  (best)" if keeper.is_best(score) else ""))
             step.reset()
             epoch, first_step = epoch + 1, 0
-            keeper.save(state(0), is_best)
-        utils.on_rank0(keeper.close)
+            keeper.save(state(0), score)
+        utils.on_rank0(finish)
 
 
 def train_epoch(step: TrainStep, loader, batches, args, between_steps) -> dict:
@@ -209,6 +223,8 @@ def train_epoch(step: TrainStep, loader, batches, args, between_steps) -> dict:
         record["logit_scale"] = step.model.logit_scale.exp().item()
     if step.skipped:
         record["skipped_steps"] = step.skipped
+    if step.overflows:
+        record["overflow_steps"] = step.overflows
     rate = (batches.steps - batches.first_step) * batches.global_batch / max(seconds, 1e-9)
     return {**record, "samples_per_s": rate, "seconds": seconds}
 
@@ -340,8 +356,7 @@ def distribute(model, device):
 
 
 def open_folder(out: Path, args, device, pairs: dict, notes: dict, epoch: int) -> None:
-    """Make the output folder, and write what is known before the first step."""
-    utils.make_folder(out)
+    """Clear the output folder of what was left half done, and write what is known before the first step."""
     utils.remove_temporaries(out)
     utils.write_json(out / "config.json", {**utils.provenance(vars(args), device), "data": notes})
     for split, some in pairs.items():

@@ -30,6 +30,7 @@ import distributed
 import features
 import images
 import interrupt
+import lock
 import metrics
 import models
 import probes
@@ -48,8 +49,15 @@ COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Mali
 
 def main(args) -> None:
     device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
-    world = utils.world_size()
     contents, path = read_pretrained(args)
+    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{args.arch}").expanduser().absolute()
+    with lock.output_folder(out) as held:
+        run(args, device, contents, path, out, held)
+
+
+def run(args, device, contents: dict | None, path: str | None, out: Path, held) -> None:
+    """The probe of the weights in `contents`, while `held` (lock.Lock) keeps others out of the folder."""
+    world = utils.world_size()
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
     splits = {split: utils.on_rank0(load_split, args, entry, split) for split in ("train", "test")}
     train, test = splits["train"], splits["test"]
@@ -85,9 +93,6 @@ def main(args) -> None:
     model.requires_grad_(False).eval().to(device)
     if args.compile:
         model.image_encoder.compile()
-    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{args.arch}").expanduser().absolute()
-    if utils.rank() == 0:
-        utils.make_folder(out)
 
     dtype = utils.amp_dtype(args.amp, device)
     workers = views.default_workers(world) if args.workers is None else args.workers
@@ -107,6 +112,7 @@ def main(args) -> None:
         predict, selected = zeroshot.fit(model, tokenizer, prompts, context_length, device, dtype)
     else:
         predict, selected = FITS[probe](found["train"].numpy(), train, args)
+    held.check()
     report(args, out, train, test, found, predict(found["test"].numpy()), selected, leaks, device)
     shutil.rmtree(partial, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, SwinMode
 from transformers import logging as transformers_logging
 
 import checkpoints
+import hub
 from device import queued
 from norms import batch_norms
 from options import BIO_CLINICAL_BERT
@@ -67,6 +68,8 @@ def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) ->
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and config.input_size[-1] != image_size:
         arguments = {**arguments, "img_size": image_size}
+    if pretrained:
+        hub.reach()
     try:
         encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
     except Exception as error:  # timm and the hub raise a dozen kinds: no weights, offline, bad size
@@ -86,20 +89,22 @@ def text_encoder(text_model: str, vocab_size: int | None = None, pretrained: boo
     name = BIO_CLINICAL_BERT if vocabulary_only else text_model
     if pretrained and name != "tiny" and not vocabulary_only:
         try:
-            return AutoModel.from_pretrained(text_model, add_pooling_layer=False, dtype=torch.float32)
+            return hub.load(AutoModel.from_pretrained, text_model, add_pooling_layer=False, dtype=torch.float32)
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"--text-model {text_model}: no weights: {str(error).splitlines()[0]}") from None
+            raise InputError(
+                f"--text-model {text_model}: no weights: {str(error).splitlines()[0]}: give a folder that has them"
+            ) from None
     if name in BERT_CONFIGS:
         config = BertConfig.from_dict(BERT_CONFIGS[name].to_dict())
         if name == "tiny" and vocab_size is not None:
             config.vocab_size = vocab_size
     else:
         try:
-            config = AutoConfig.from_pretrained(text_model)
+            config = hub.load(AutoConfig.from_pretrained, text_model)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--text-model {text_model}: no such folder, and no configuration of that name on the Hugging Face hub "
-                f"({str(error).splitlines()[0]})"
+                f"({str(error).splitlines()[0]}): give a folder"
             ) from None
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise InputError(

@@ -24,8 +24,9 @@ LARGE = 1 << 20  # bytes; only parameters and moments are as large, and these ch
 class Saver:
     """Writes the checkpoints of one run, on rank 0; elsewhere it does nothing.
 
-    `every` is (steps, seconds) between the saves that `due` asks for, either of them None. A save that fails is
-    reported and tried again with the next one; `close` raises InputError if the last one failed.
+    `every` is (steps, seconds) between the saves that `due` asks for, either of them None; `best` the score of the
+    checkpoint_best.pt that is in the folder. A save that fails is reported and tried again with the next one; `close`
+    raises InputError if the last one failed.
     """
 
     def __init__(self, folder: Path, every: tuple, step: int = 0, best: float | None = None):
@@ -35,7 +36,7 @@ class Saver:
         self.copied = threading.Event()
         self.copied.set()
         self.thread, self.failure = None, None
-        self.best = best  # the score of the checkpoint_best.pt that is on the disk
+        self.best = best
         self.saved_step, self.saved_at = step, time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -55,8 +56,19 @@ class Saver:
             self.thread.join(seconds)
         return not self.writing()
 
-    def save(self, state: dict, is_best: bool = False) -> None:
-        """Let the writer write `state`, as it is now: call `wait_for_copy` before the large tensors are changed."""
+    def is_best(self, score: float | None) -> bool:
+        """Whether a checkpoint with this score would become the best, once the writer is done."""
+        if score is None:
+            return False
+        self.wait()
+        return self.best is None or score > self.best
+
+    def save(self, state: dict, score: float | None = None) -> None:
+        """Let the writer write `state`, as it is now: call `wait_for_copy` before the large tensors are changed.
+
+        `score` is that of an evaluation of just this state. The file's `best` is the score of the checkpoint_best.pt
+        beside it.
+        """
         if not self.active:
             return
         self.saved_step, self.saved_at = state["step"], time.monotonic()
@@ -69,7 +81,7 @@ class Saver:
         copied = self.copy(state, ())
         self.copied.clear()
         # A daemon: a disk that hangs must not keep the process from ending.
-        self.thread = threading.Thread(target=self.write, args=(copied, is_best, mark()), daemon=True)
+        self.thread = threading.Thread(target=self.write, args=(copied, score, mark()), daemon=True)
         self.thread.start()
 
     def wait_for_copy(self) -> None:
@@ -97,7 +109,7 @@ class Saver:
             return type(value)(self.copy(one, (*place, number)) for number, one in enumerate(value))
         return value
 
-    def write(self, state: dict, is_best: bool, arrived) -> None:
+    def write(self, state: dict, score: float | None, arrived) -> None:
         """In the writer's thread."""
         try:
             for buffer, value in self.later:
@@ -105,11 +117,15 @@ class Saver:
             self.later = []
             self.copied.set()
             arrived.synchronize()
+            if not (self.folder / BEST).exists():
+                self.best = None
+            better = score is not None and (self.best is None or score > self.best)
+            state["best"] = score if better else self.best
             with utils.atomic_file(self.folder / LATEST) as temporary:
                 utils.write_tensors(state, temporary)
-                if is_best:  # first, so that a run killed in between finds the same best epoch again
+                if better:  # first, so that a run killed in between finds the same best epoch again
                     utils.save_copy(temporary, self.folder / BEST)
-                    self.best = state["best"]
+                    self.best = score
                 with contextlib.suppress(FileNotFoundError):
                     keep_previous(self.folder / LATEST, self.folder / PREVIOUS)
         except Exception as error:  # whatever it is, the run's end must know that this step is not on the disk
@@ -130,6 +146,21 @@ class Saver:
             raise InputError(
                 f"{self.failure}: make room or give another --output-dir, then run the same command again to go on"
             )
+
+
+def best_score(folder: Path) -> float | None:
+    """The score that the folder's checkpoint_best.pt says it has; None without one, or if it was cut short."""
+    path = Path(folder) / BEST
+    if not path.exists():
+        return None
+    try:
+        score = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["best"]
+        if not isinstance(score, float):
+            raise TypeError(f"its score is {score}")
+    except Exception as error:  # zip, pickle and torch each have their own kinds
+        logger.warning(f"{path}: damaged ({str(error).splitlines()[0]}): the next evaluation writes it anew")
+        return None
+    return score
 
 
 def description(tensor: torch.Tensor) -> tuple:

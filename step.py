@@ -21,6 +21,7 @@ from utils import InputError, logger
 
 LAG = 2  # steps that are queued before the oldest one's numbers are read
 MAX_SKIPPED = 10  # steps in a row that --on-nonfinite skip lets pass
+OTHERS = ("gradient norm", "logit scale", "loss scale")  # the last is fp16's, by which the loss was multiplied
 
 
 def model_inputs(batch: dict, objective: str, mean, std, device) -> dict:
@@ -39,7 +40,7 @@ def model_inputs(batch: dict, objective: str, mean, std, device) -> dict:
 
 @dataclass
 class Verdict:
-    """What a step found, on its way from the device: `numbers` are the losses, the gradient's norm, logit scale."""
+    """What a step found, on its way from the device: `numbers` are the losses, then those of OTHERS."""
 
     epoch: int
     step: int
@@ -66,7 +67,7 @@ class TrainStep:
         self.guard = norms.StatisticsGuard(self.model) if args.on_nonfinite == "skip" else None
         self.keys, self.totals = (), None  # the losses' names; their sums over the epoch's finite steps, and the count
         self.pending = deque()
-        self.skipped = self.in_a_row = 0
+        self.skipped = self.in_a_row = self.overflows = 0
         self.before_update = lambda: None  # called when the parameters are about to change
 
     def __call__(self, batches: list[dict], epoch: int, step: int, lr: float) -> None:
@@ -76,6 +77,7 @@ class TrainStep:
             self.guard.remember()
         parts, rows = self.backward_cached(batches, step) if self.cached else self.backward(batches, step)
         values = utils.mean_over_ranks(torch.stack([value.detach() for value in parts.values()]))
+        loss_scale = self.scaler.scale(values.new_ones(1))
         finite, norm = self.update(values)
         if self.guard:
             self.guard.restore_if(~finite)
@@ -83,7 +85,8 @@ class TrainStep:
             self.keys, self.totals = tuple(parts), torch.zeros(len(parts) + 1, dtype=values.dtype, device=self.device)
         self.totals += torch.where(finite, torch.cat([values, values.new_ones(1)]), 0)
         scale = getattr(self.model, "logit_scale", torch.zeros((), device=self.device)).detach().exp()
-        self.queue(epoch, step, lr, batches, torch.cat([values, norm[None].to(values), scale[None].to(values)]), rows)
+        numbers = torch.cat([values, norm[None].to(values), scale[None].to(values), loss_scale.to(values)])
+        self.queue(epoch, step, lr, batches, numbers, rows)
         while len(self.pending) > LAG:
             self.judge(self.pending.popleft())
 
@@ -155,17 +158,17 @@ class TrainStep:
     def update(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The optimiser's step, left out on the device itself if a loss or the gradient is not finite.
 
-        -> whether it was finite (bool scalar) and the gradient's norm, both on the device.
+        -> whether it was finite (bool scalar) and the gradient's norm, unscaled, both on the device.
         """
         self.before_update()
         scaled = self.scaler.is_enabled()
         finite = values.isfinite().all()
-        if scaled and self.args.clip_grad:
+        if scaled:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.args.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.args.clip_grad, norm)
-        if scaled:  # the scaler leaves such steps out itself, and lowers its scale: an overflow is no failure
+        if scaled:  # the scaler leaves such steps out itself, and lowers its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
@@ -182,11 +185,17 @@ class TrainStep:
 
     def failed(self, verdict: Verdict) -> list[str]:
         """The names of what was not finite in a step, "name value" each."""
+        numbers = self.numbers(verdict)
+        names = self.keys if self.overflowed(numbers) else (*self.keys, OTHERS[0])
+        return [f"{name} {numbers[name]}" for name in names if not math.isfinite(numbers[name])]
+
+    def numbers(self, verdict: Verdict) -> dict[str, float]:
         verdict.arrived.synchronize()
-        names = (*self.keys, "gradient norm")
-        if self.scaler.is_enabled():
-            names = self.keys
-        return [f"{n} {v}" for n, v in zip(names, verdict.numbers.tolist(), strict=False) if not math.isfinite(v)]
+        return dict(zip((*self.keys, *OTHERS), verdict.numbers.tolist(), strict=True))
+
+    def overflowed(self, numbers: dict[str, float]) -> bool:
+        """Whether only the loss scale was too high for the gradient: no failure, since the scaler lowers it."""
+        return numbers["loss scale"] > 1 and not math.isfinite(numbers["gradient norm"])
 
     def clean(self) -> bool:
         """Whether no step that is still under way failed: waits for the device, for use before a save."""
@@ -199,18 +208,21 @@ class TrainStep:
 
     def judge(self, verdict: Verdict) -> None:
         """Count a step whose losses were not finite, or end the run; on all ranks at the same step."""
-        failed = self.failed(verdict)
+        failed, numbers = self.failed(verdict), self.numbers(verdict)
         if not failed:
+            if self.overflowed(numbers):
+                self.overflows += 1
             self.in_a_row = 0
             return
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         samples = torch.cat([batch["sample"] for batch in verdict.batches])
         mine = self.names(samples[~verdict.rows.cpu()].tolist())
         suspects = [name for names in utils.all_objects(mine) for name in names]
-        scale = verdict.numbers[-1].item()
+        scaled = self.scaler.is_enabled()
         where = (
             f"epoch {verdict.epoch}, step {verdict.step}: {', '.join(failed)}; lr {verdict.lr:.4g}"
-            + (f", logit scale {scale:.4g}" if hasattr(self.model, "logit_scale") else "")
+            + (f", logit scale {numbers['logit scale']:.4g}" if hasattr(self.model, "logit_scale") else "")
+            + (f", loss scale {numbers['loss scale']:.4g}" if scaled else "")
             + f"; {'samples without finite features: ' if suspects else 'samples of the first device: '}"
             + some(suspects or self.names(samples.tolist()))
         )
@@ -223,6 +235,8 @@ class TrainStep:
         cure = "lower --lr, give --clip-grad, or try --on-nonfinite skip"
         if self.args.on_nonfinite == "skip":
             cure = f"{self.in_a_row} steps in a row were left out: lower --lr or give --clip-grad"
+        if scaled:
+            cure += "; or leave fp16: --amp bf16 or --amp off"
         raise InputError(f"{where}{file}; {cure}")
 
     def write_batch(self, verdict: Verdict, failed: list[str], samples: torch.Tensor) -> str:
@@ -230,7 +244,7 @@ class TrainStep:
         name = f"nonfinite_step{verdict.step}" + (f"_rank{utils.rank()}" if utils.world_size() > 1 else "") + ".pt"
         contents = {
             "epoch": verdict.epoch, "step": verdict.step, "lr": verdict.lr, "failed": failed,
-            "numbers": dict(zip((*self.keys, "grad_norm", "logit_scale"), verdict.numbers.tolist(), strict=True)),
+            "numbers": self.numbers(verdict),
             "ids": self.names(samples.tolist()), "finite_features": verdict.rows.cpu(), "batches": verdict.batches,
         }  # fmt: skip
         try:
@@ -243,10 +257,13 @@ class TrainStep:
         """The sums of the epoch so far, and the steps left out, for a checkpoint."""
         totals = {} if self.totals is None else {"totals": self.totals, "keys": list(self.keys)}
         # Steps under way at a save are `clean`: the next judgement would end a row of failures.
-        return {**totals, "skipped": self.skipped, "in_a_row": 0 if self.pending else self.in_a_row}
+        in_a_row = 0 if self.pending else self.in_a_row
+        overflows = self.overflows + sum(self.overflowed(self.numbers(verdict)) for verdict in self.pending)
+        return {**totals, "skipped": self.skipped, "in_a_row": in_a_row, "overflows": overflows}
 
     def load_state_dict(self, state: dict) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.overflows = state.get("overflows", 0)  # not in checkpoints of before
         if "totals" in state:
             self.keys, self.totals = tuple(state["keys"]), state["totals"].to(self.device)
 

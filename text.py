@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
+import hub
 from options import BIO_CLINICAL_BERT
 from utils import InputError
 
@@ -62,7 +63,10 @@ def load_tokenizer(text_model: str):
             if absent:
                 raise InputError(f"{vocabulary}: not a BERT vocabulary, it lacks {', '.join(absent)}")
             return BertTokenizerFast(vocab={token: number for number, token in enumerate(entries)})
-        return AutoTokenizer.from_pretrained(text_model)
+        tokenizer = hub.load(AutoTokenizer.from_pretrained, text_model)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a configuration alone
+            raise OSError("there is a configuration, and no vocabulary")
+        return tokenizer
     except InputError:
         raise
     except Exception as error:

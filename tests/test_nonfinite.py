@@ -1,9 +1,13 @@
 """A caption whose token has a huge embedding overflows in the text tower: its losses are not finite."""
 
+import math
+
 import torch
 from test_main import log_lines, read_checkpoint, train
 
+import step
 import text
+import utils
 from datasets import roco_table
 
 
@@ -62,3 +66,54 @@ def test_ten_in_a_row_end_the_run(roco, tmp_path, capsys):
     skip = ("--pretrained", path, "--on-nonfinite", "skip", "--eval-freq", 9)
     code, printed, errors = train(capsys, roco, tmp_path / "out", "--epochs", 4, *skip)
     assert code == 2 and "10 steps in a row were left out" in errors and printed.count("was left out") == 9
+
+
+def half_precision(monkeypatch):
+    """Let main.py train in fp16 on the CPU, with the scaler that a GPU has: both work there, only slowly."""
+    monkeypatch.setattr(utils, "amp_dtype", lambda choice, device: torch.float16)
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_run(roco, tmp_path, capsys, monkeypatch):
+    """The loss is finite, and its gradient too large for fp16."""
+    half_precision(monkeypatch)
+    out = tmp_path / "out"
+    code, _, errors = train(capsys, roco, out, "--epochs", 8, "--eval-freq", 9, "--ssl-scale", "1e9")
+    assert code == 2 and len(errors.strip().splitlines()) == 1
+    for words in ("epoch 5, step 16: gradient norm ", "lr ", "loss scale 1; ", "samples of the first device: ROCO_"):
+        assert words in errors
+    assert "--amp bf16 or --amp off" in errors and "lower --lr" in errors and "--clip-grad" in errors
+    (file,) = out.glob("nonfinite_step*.pt")
+    numbers = read_checkpoint(file)["numbers"]
+    assert numbers["loss"] < float("inf") and numbers["loss scale"] == 1
+    assert [line["overflow_steps"] for line in log_lines(out)] == [3, 6, 9, 12, 15]  # from 2^16 down to 2
+
+
+def test_overflows_that_a_lower_scale_cures_are_counted(roco, tmp_path, capsys, monkeypatch):
+    half_precision(monkeypatch)
+    norms, judge = [], step.TrainStep.judge
+
+    def keep(self, verdict):
+        norms.append(self.numbers(verdict)["gradient norm"])
+        judge(self, verdict)
+
+    monkeypatch.setattr(step.TrainStep, "judge", keep)
+    out = tmp_path / "out"
+    words = ("--eval-freq", 9, "--objective", "simclr")
+    code, _, errors = train(capsys, roco, out, "--epochs", 3, *words)
+    assert code == 0, errors
+    state = read_checkpoint(out / "checkpoint.pt")
+    overflows, scale = state["progress"]["overflows"], state["scaler"]["scale"]
+    assert 0 < overflows < 9 and scale == 2.0**16 / 2**overflows and state["progress"]["skipped"] == 0
+    assert log_lines(out)[-1]["overflow_steps"] == overflows and "skipped_steps" not in log_lines(out)[-1]
+    # The norm that comes back is the gradient's own, which clipping compares with its bound, whatever the scale.
+    first = next(norm for norm in norms if math.isfinite(norm))
+    norms.clear()
+    assert train(capsys, roco, tmp_path / "clipped", "--epochs", 3, "--clip-grad", "1e9", *words)[0] == 0
+    assert first in norms
+
+    contents = read_checkpoint(out / "checkpoint.pt")
+    del contents["progress"]["overflows"]  # as written before it was counted
+    torch.save(contents, out / "checkpoint.pt")
+    code, _, errors = train(capsys, roco, out, "--epochs", 4, *words)
+    assert code == 0, errors
+    assert read_checkpoint(out / "checkpoint.pt")["progress"]["overflows"] < overflows

@@ -2,12 +2,15 @@
 
 import contextlib
 import itertools
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from test_main import command, log_lines, read_checkpoint, train
 
 import checkpoints
 import features
+import logs
 import main
 import main_linear
 import options
@@ -128,8 +132,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(roco, tmp_path
         checkpoints.read(previous)
 
 
-def state(step, best=None):
-    return {"step": step, "best": best, "model": {"w": torch.full((3,), float(step)).expand(2, 3).clone()}}
+def state(step):
+    return {"step": step, "model": {"w": torch.full((3,), float(step)).expand(2, 3).clone()}}
 
 
 def test_a_disk_that_goes_away_is_tried_again(tmp_path, capsys):
@@ -140,13 +144,77 @@ def test_a_disk_that_goes_away_is_tried_again(tmp_path, capsys):
     with pytest.raises(InputError, match="step 1 could not be written"):
         keeper.close()
     folder.mkdir()
-    keeper.save(state(2, best=0.5), is_best=True)
-    keeper.save(state(3, best=0.5))
+    keeper.save(state(2), 0.5)
+    keeper.save(state(3))
     keeper.close()
     steps = {name: read_checkpoint(folder / name)["step"] for name in (saver.LATEST, saver.PREVIOUS, saver.BEST)}
     assert steps == {saver.LATEST: 3, saver.PREVIOUS: 2, saver.BEST: 2}
     assert keeper.best == 0.5 and len(list(folder.iterdir())) == 3
     assert not keeper.due(3) and keeper.due(4)
+
+
+def test_best_is_the_score_of_the_file_that_is_there(tmp_path, caplog):
+    """Whatever failed before: a folder in the file's place stands for the disk that refuses it."""
+    latest, best = tmp_path / saver.LATEST, tmp_path / saver.BEST
+    best.mkdir()
+    keeper = saver.Saver(tmp_path, (1, None))
+    keeper.save(state(1), 0.5)
+    assert keeper.is_best(0.4)
+    best.rmdir()
+    keeper.save(state(2))
+    keeper.wait()
+    assert read_checkpoint(latest)["best"] is None and not best.exists()
+    keeper.save(state(3), 0.4)
+    assert not keeper.is_best(0.3)
+    keeper.save(state(4), 0.3)
+    keeper.wait()
+    assert read_checkpoint(latest)["best"] == read_checkpoint(best)["best"] == saver.best_score(tmp_path) == 0.4
+    assert read_checkpoint(best)["step"] == 3
+    best.unlink()
+    assert saver.best_score(tmp_path) is None
+    keeper.save(state(5))
+    keeper.close()
+    assert read_checkpoint(latest)["best"] is None
+
+
+def test_a_resumed_run_takes_best_from_its_file(roco, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(capsys, roco, out, "--epochs", 1)[0] == 0
+    best = read_checkpoint(out / saver.BEST)
+    (out / saver.BEST).unlink()  # the same file as checkpoint.pt
+    torch.save({**best, "best": 1000.0}, out / saver.BEST)  # as if killed between the two renames: not checkpoint.pt's
+    assert train(capsys, roco, out, "--epochs", 2)[0] == 0
+    assert read_checkpoint(out / "checkpoint.pt")["best"] == 1000 and read_checkpoint(out / saver.BEST)["epoch"] == 1
+    os.truncate(out / saver.BEST, 1000)
+    code, printed, _ = train(capsys, roco, out, "--epochs", 3)
+    assert code == 0 and f"{out / saver.BEST}: damaged" in printed
+    state = read_checkpoint(out / "checkpoint.pt")
+    assert state["best"] == log_lines(out)[-1]["val_score"] == read_checkpoint(out / saver.BEST)["best"]
+
+
+def test_no_half_line_stays_in_the_log(tmp_path, caplog):
+    """A limit on the size of a file stands in for the full disk: the kernel writes half of the line."""
+    caplog.set_level("INFO", logger="medslip")
+    path = tmp_path / "log.txt"
+    log = logs.Log(tmp_path, SimpleNamespace(tensorboard=False, wandb=False))
+    log.write({"epoch": 0})
+    whole = path.read_text()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 7, limits[1]))
+    try:
+        log.write({"epoch": 1})
+        assert path.read_text() == whole and "its lines wait" in caplog.text
+        log.write({"epoch": 2})
+        with pytest.raises(InputError, match=r"log\.txt: cannot be written .*2 lines are missing"):
+            log.close()
+        assert path.read_text() == whole and '{"epoch": 1}\n{"epoch": 2}' in caplog.text
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with open(path, "a") as file:
+        file.write('{"epo')  # what remains where the disk was too far gone to cut it off
+    log.write({"epoch": 3})
+    log.close()
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
 
 
 def test_what_was_saved_is_what_was_there(tmp_path):
@@ -245,8 +313,8 @@ def test_a_save_that_did_not_happen_is_told_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "write_tensors", slow)
     monkeypatch.setattr(saver.Saver.wait, "__defaults__", (0.1,))
     keeper = saver.Saver(tmp_path, (1, None))
-    keeper.save({"step": 1, "best": None})
-    keeper.save({"step": 2, "best": None})  # the disk hangs: given up
+    keeper.save({"step": 1})
+    keeper.save({"step": 2})  # the disk hangs: given up
     hold.set()
     keeper.thread.join()
     with pytest.raises(InputError, match="has not answered"):
@@ -257,7 +325,7 @@ def test_a_save_that_did_not_happen_is_told_at_the_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils, "write_tensors", broken)
     keeper = saver.Saver(tmp_path, (1, None))
-    keeper.save({"step": 3, "best": None})
+    keeper.save({"step": 3})
     keeper.thread.join()
     with pytest.raises(InputError, match="step 3 could not be written"):
         keeper.close()

@@ -8,11 +8,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import ConfusionMatrixDisplay, auc, roc_curve
 
+import utils
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's, told apart by all
 
 
 def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
+
+
+def save(figure, path) -> None:
+    """Write a PNG, whole or not at all. Raises InputError if the disk refuses it."""
+    try:
+        with utils.atomic_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    except OSError as error:
+        raise utils.InputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        plt.close(figure)
 
 
 def plot_roc(path, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str) -> None:
@@ -36,8 +49,7 @@ def plot_roc(path, labels: np.ndarray, probabilities: np.ndarray, classes: list[
     axes.set_aspect("equal")
     figure.suptitle(title, fontsize="medium")
     axes.legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_confusion(path, labels: np.ndarray, predicted: np.ndarray, classes: list[str], title: str) -> None:
@@ -61,8 +73,7 @@ def plot_confusion(path, labels: np.ndarray, predicted: np.ndarray, classes: lis
         axes.set(xticks=[], yticks=[])
     axes.set(xlabel="Predicted", ylabel="Actual")
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def plot_efficiency(path, rows: list[dict], title: str) -> None:
@@ -80,5 +91,4 @@ def plot_efficiency(path, rows: list[dict], title: str) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
