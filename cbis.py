@@ -156,7 +156,8 @@ def _read_dicom_info(source):
         if len(parts) < 3 or parts[-3] != "jpeg" or not all(map(_is_plain, parts)):
             expected = "CBIS-DDSM/jpeg/series UID/file name: restore the file, or remove it to go by the folders"
             raise InputError(f"{where}: image_path is {image_path[:80]!r}, not {expected}")
-        size = (int(columns), int(rows)) if columns.isdecimal() and rows.isdecimal() else None
+        known = all(one.isdecimal() and len(one) < 10 for one in (columns, rows))
+        size = (int(columns), int(rows)) if known else None
         picture = Picture(parts[-2], parts[-1], KINDS.get(description.lower(), ""), size)
         pictures.setdefault(picture.series, []).append(picture)
     return pictures

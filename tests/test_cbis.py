@@ -104,6 +104,17 @@ def test_each_abnormality_gets_its_own_crop_in_the_order_of_the_csv(tree):
     assert pick(tree) == CROPS
 
 
+@pytest.mark.parametrize("size", ["9" * 5000, "none", "-3"])
+def test_a_size_that_is_none_is_left_aside(tree, size):
+    before = cbis_table(tree, "calcification", "train")
+    info = tree / "csv/dicom_info.csv"
+    header, *rows = (line.split(",") for line in info.read_text().splitlines())
+    for row in rows:
+        row[2] = row[4] = size
+    info.write_text("\n".join(",".join(row) for row in (header, *rows)) + "\n")
+    assert cbis_table(tree, "calcification", "train").equals(before)
+
+
 def test_full_has_one_row_an_abnormality(tree):
     assert pick(tree, image="full") == FULLS
     assert cbis_table(tree, image="full").id.is_unique
