@@ -165,7 +165,9 @@ def run(args, device, out: Path, held) -> None:
         def leave(step_in_epoch: int) -> None:
             step.settle()
             keeper.save(state(step_in_epoch))
-            utils.on_rank0(finish)  # the others wait: a launcher ends all ranks when one has left
+            with contextlib.suppress(InputError):  # after printing its lines: the run is saved, and will go on
+                log.close()
+            utils.on_rank0(keeper.close)  # the others wait: a launcher ends all ranks when one has left
             raise Interrupted(stop.signals)
 
         def finish() -> None:
