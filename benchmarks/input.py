@@ -30,7 +30,7 @@ import augment
 import cache
 import images
 import views
-from tools.make_phantoms import make_phantoms
+from tools.phantoms import make_phantoms
 
 CPU = torch.device("cpu")
 NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

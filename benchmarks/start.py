@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 
-from tools.make_phantoms import make_phantoms
+from tools.phantoms import make_phantoms
 
 
 def call(*words: str, code: int = 0) -> None:

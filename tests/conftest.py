@@ -26,7 +26,7 @@ from PIL import Image
 
 import interrupt
 import scripts as forked_scripts
-from tools.make_phantoms import make_phantoms
+from tools.phantoms import make_phantoms
 
 REPOSITORY = forked_scripts.REPOSITORY
 WORDS = ("mass", "calcification", "nodule", "effusion", "fracture", "cyst", "opacity", "lesion")

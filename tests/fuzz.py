@@ -42,7 +42,7 @@ import images
 import models
 import text
 import zeroshot
-from tools.make_phantoms import make_phantoms
+from tools.phantoms import make_phantoms
 from utils import InputError
 
 HOSTILE = (

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from tools import make_phantoms as tool
+from tools.phantoms.breast import draw_spot
+from tools.phantoms.lesions import CLASSES, random_lesion
 
 TINY = {"seed": 3, "pairs": 60, "validation_pairs": 6, "calc": (12, 8), "mass": (10, 7)}
 SETS = [(task, split) for task in ("calc", "mass") for split in ("train", "test")]
@@ -49,7 +51,7 @@ def test_every_case_has_its_three_images(tree):
     for task, split in SETS:
         rows = cases(tree, task, split)
         assert len(rows) == TINY[task][split == "test"]
-        assert {row["pathology"] for row in rows} == set(tool.CLASSES)
+        assert {row["pathology"] for row in rows} == set(CLASSES)
         for row in rows:
             uid = {c: row[f"{c} file path"].strip().split("/")[2] for c in ("image", "cropped image", "ROI mask")}
             full, crop = series[uid["image"]]["full mammogram images"], series[uid["cropped image"]]["cropped images"]
@@ -99,11 +101,11 @@ def test_same_bytes_with_two_workers(tree, tmp_path):
 
 def test_exposure_is_no_clue():
     """The mean and the spread of a crop are drawn after its lesion, so the classes share them."""
-    levels = {c: [] for c in tool.CLASSES}
+    levels = {c: [] for c in CLASSES}
     for i in range(90):
         rng = np.random.default_rng(i)
-        lesion = tool.random_lesion("mass", tool.CLASSES[i % 3], rng)
-        levels[tool.CLASSES[i % 3]].append(tool.draw_spot(64, 64, lesion, rng).mean())
+        lesion = random_lesion("mass", CLASSES[i % 3], rng)
+        levels[CLASSES[i % 3]].append(draw_spot(64, 64, lesion, rng).mean())
     assert np.ptp([np.mean(v) for v in levels.values()]) < 12  # of 255; one class spreads over about 60
 
 
