@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from test_tools import write_run
 
 import metrics
 from tools import report
+from tools.compare import read_predictions
+from tools.report_page.runs import read_json
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +26,7 @@ CLASSES = ["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]
 def runs(tmp_path):
     """A probe with a hostile name, and a training run with retrieval examples, one of them without its image."""
     probe = write_run(tmp_path / "probe", 1)
-    table = report.read_predictions(probe)
+    table = read_predictions(probe)
     labels = np.array([CLASSES.index(name) for name in table["label"]])
     probabilities = table[[f"p_{name}" for name in CLASSES]].to_numpy()
     scores = metrics.classification_report(labels, probabilities, CLASSES)
@@ -87,6 +90,42 @@ def test_page_and_tables(scripts, runs, tmp_path):
     assert float(ours["value"]) == pytest.approx(value, rel=1e-5) and float(ours["low"]) == pytest.approx(low, rel=1e-5)
 
 
+class Page(HTMLParser):
+    """A page's elements with the names of their attributes, and the words that it shows."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.words = [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, [name for name, _ in attributes]))
+        self.words += "".join(f"[{value}]" for name, value in attributes if name in ("alt", "aria-label"))
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_words_are_shown_as_they_are(runs, tmp_path):
+    """Markup, quotes and the template's own signs in a run's words change nothing of the page but its words."""
+    probe, training = runs
+    results, retrieval = (read_json(path) for path in (probe / "results.json", training / "retrieval.json"))
+    pages = {}
+    for word in ("plain", "\"'><script>x</script></style><img src=x onerror=x> &amp; {{ 7 * 7 }} {% if x %} {# y #}"):
+        results["dataset"] = results["encoder"]["name"] = results["hardest"][0]["id"] = word
+        results["audit"] = {word: {word: word}}
+        results["run"] = {"args": {"name": word}, "git_commit": word, "device": word, "versions": {word: word}}
+        for one in (retrieval["examples"][kind][0] for kind in ("good", "bad")):
+            one |= {"id": word, "caption": word, "retrieved": [{"id": word, "caption": word, "score": 0.5}] * 2}
+        (probe / "results.json").write_text(json.dumps(results))
+        (training / "retrieval.json").write_text(json.dumps(retrieval))
+        report.main(SimpleNamespace(runs=runs, out=tmp_path / "r.html", title=word))
+        pages[word] = Page(tmp_path / "r.html")
+    plain, hostile = pages.values()
+    assert hostile.elements == plain.elements
+    assert hostile.words.count(word) == plain.words.count("plain") > 20
+
+
 def test_older_results_and_damage(scripts, runs, tmp_path):
     probe, training = runs
     results = json.loads((probe / "results.json").read_text())
@@ -112,7 +151,7 @@ def test_older_results_and_damage(scripts, runs, tmp_path):
 
 
 def test_published_rows():
-    published = report.read_json(ROOT / "tools" / "published_results.json")
+    published = read_json(ROOT / "tools" / "published_results.json")
     assert published["status"] == "published, not reproduced here"
     assert len(published["columns"]) == 7 and [len(rows) for rows in published["tables"].values()] == [11, 11]
     best = {row["model"]: row["values"] for row in published["tables"]["cbis_calc"]}

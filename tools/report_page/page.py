@@ -1,0 +1,85 @@
+"""The page: its template filled with the runs, their tables and their figures."""
+
+import base64
+import io
+import itertools
+import json
+import shlex
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from tools.plots import label
+from tools.report_page.figures import inline_svg, label_efficiency, probe_figures, training_figures
+from tools.report_page.tables import cell_words
+
+
+def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: list[dict]) -> str:
+    numbers = itertools.count(1)
+
+    def drawn(figures) -> list[dict]:
+        return [{"title": title, "svg": inline_svg(figure, title, next(numbers))} for title, figure in figures]
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"class_name": label, "cell_words": cell_words, "in_words": in_words, "thumbnail": thumbnail}
+    contents = {"title": title, "tables": tables, "trainings": trainings, "probes": [], "origins": []}
+    contents["training_figures"] = drawn(one for run in trainings for one in training_figures(run))
+    for run in trainings:
+        contents["origins"].append(origin("main.py", run["folder"], run, data=run.get("data")))
+    for one in probes:
+        figures = {"figures": drawn(probe_figures(one))}
+        figures["efficiency_figures"] = drawn([label_efficiency(one)] if one["efficiency"] else [])
+        contents["probes"].append(one | figures)
+        more = {"selected": one["selected"], "data": one.get("data")}
+        contents["origins"].append(origin("main_linear.py", one["folder"], one["run"], **more))
+    return environment.get_template("page.html.j2").render(contents)
+
+
+def thumbnail(path: str) -> str | None:
+    """An image at 224 pixels at most as a data URI; None where it cannot be opened."""
+    try:
+        with Image.open(path) as image:
+            image = image.convert("L" if image.mode in ("L", "I;16", "I") else "RGB")
+            image.thumbnail((224, 224))
+            data = io.BytesIO()
+            image.save(data, "JPEG", quality=80)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def in_words(value) -> str:
+    return "unknown" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def origin(script: str, folder: str, run: dict, **more) -> dict:
+    """How a run was made: its folder, its command and the facts around it, with those of `more` that there are."""
+    facts = {
+        "commit": f"{run.get('git_commit')}{' with changes' if run.get('git_dirty') else ''}",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()),
+        "device": run.get("device"),
+        "processes": run.get("world_size"),
+        "started": run.get("started"),
+    }
+    facts |= {name: value for name, value in more.items() if value}
+    return {"folder": folder, "command": command_line(script, run["args"]), "facts": facts}
+
+
+def command_line(script: str, args: dict) -> str:
+    words = []
+    for name, value in args.items():
+        flag = "--" + name.replace("_", "-")
+        if name == "save_every" and isinstance(value, list):  # steps, or seconds
+            value = value[0] if value[1] is None else f"{value[1]:g}s"
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(["python", script, *words])

@@ -1,0 +1,141 @@
+"""The report's tables, and the same tables as Markdown and as CSV.
+
+A table is {title, note, columns, rows: [(kind, [cells])]}; the kind of a row is "published" or "ours", and a cell is a
+text, or (value, low, high), low and high None where there is no interval.
+"""
+
+import csv
+import io
+
+# The columns of the published tables and the further ones, each with the metric that it shows.
+PUBLISHED = (
+    ("AUROC", "auroc"),
+    ("F1-Score", "f1"),
+    ("Precision", "precision"),
+    ("Recall", "recall"),
+    ("Precision (Malignant)", "MALIGNANT.precision"),
+    ("Recall (Malignant)", "MALIGNANT.recall"),
+)
+FURTHER = (
+    ("Average precision", "average_precision"),
+    ("AUROC (Malignant)", "MALIGNANT.auroc"),
+    ("AUROC (Benign)", "BENIGN.auroc"),
+    ("AUROC (Benign without callback)", "BENIGN_WITHOUT_CALLBACK.auroc"),
+    ("Sensitivity at 80% specificity (Malignant)", "MALIGNANT.sensitivity_at_80_specificity"),
+    ("Sensitivity at 90% specificity (Malignant)", "MALIGNANT.sensitivity_at_90_specificity"),
+    ("Calibration error", "ece"),
+    ("Brier score", "brier"),
+)
+
+
+def probe_tables(probes: list[dict], published: dict) -> list[dict]:
+    """Of each data set a table beside the published rows, and one of further metrics."""
+    tables = []
+    for dataset in dict.fromkeys(one["dataset"] for one in probes):
+        ours = [one for one in probes if one["dataset"] == dataset]
+        theirs = published["tables"].get(dataset, ())
+        table = probe_table(dataset, note_on_rows(ours, theirs), PUBLISHED, ours)
+        table["rows"] = [*map(published_row, theirs), *table["rows"]]
+        tables.append(table)
+        further = [(title, name) for title, name in FURTHER if any(value_of(one, name) is not None for one in ours)]
+        if further:
+            note = "Percent; the calibration error is over 15 bins, the Brier score the sum over classes (0 to 200)."
+            tables.append(probe_table(f"{dataset}: further metrics", note, further, ours))
+    return tables
+
+
+def probe_table(title: str, note: str, columns, probes: list[dict]) -> dict:
+    rows = [
+        ("ours", [one["encoder"]["name"], protocol(one), *(percent_cell(one, name) for _, name in columns)])
+        for one in probes
+    ]
+    return {
+        "title": title,
+        "note": note,
+        "columns": ("Model", "Protocol", *(text for text, _ in columns)),
+        "rows": rows,
+    }
+
+
+def published_row(row: dict) -> tuple[str, list]:
+    cells = ("N/A" if value is None else (value, None, None) for value in row["values"])
+    return "published", [row["model"], "published", *cells]
+
+
+def note_on_rows(ours: list[dict], theirs) -> str:
+    made_up = any("phantom" in str(one["run"]["args"].get("root")) for one in ours)
+    note = f"Percent, with 95% intervals over the test split's patients ({ours[0]['n_test']} test cases)."
+    if made_up:
+        note += " Ours are of phantoms: drawn by a program, they say nothing about patients."
+    if theirs:
+        note += " Rows marked published were not reproduced here"
+        note += " and are of patients: no comparison." if made_up else "."
+    return note
+
+
+def value_of(results: dict, name: str):
+    owner, _, metric = name.rpartition(".")
+    return (results["per_class"].get(owner, {}) if owner else results["macro"]).get(metric)
+
+
+def percent_cell(results: dict, name: str):
+    value = value_of(results, name)
+    if value is None:
+        return "N/A"
+    low, high = results["ci95"].get(name) or (None, None)
+    return tuple(None if one is None else 100 * one for one in (value, low, high))
+
+
+def protocol(results: dict) -> str:
+    return str(results["selected"].get("label") or results["selected"].get("probe", ""))
+
+
+def retrieval_tables(trainings: list[dict]) -> list[dict]:
+    """One table with a column for each training whose retrieval was evaluated; none where there is no such training."""
+    evaluated = [one for one in trainings if one["retrieval"]]
+    if not evaluated:
+        return []
+    rows = []
+    for name in dict.fromkeys(name for one in evaluated for name in one["retrieval"]["metrics"]):
+        cells = []
+        for one in evaluated:
+            value = one["retrieval"]["metrics"].get(name)
+            low, high = one["retrieval"]["ci95"].get(name) or (None, None)
+            cells.append("N/A" if value is None else (value, low, high))
+        rows.append(("ours", [name.replace("_", " "), *cells]))
+    pairs = ", ".join(f"{one['retrieval']['pairs']} pairs" for one in evaluated)
+    note = f"Recalls in percent, on the validation split ({pairs}), with 95% intervals; ranks begin at 1."
+    columns = ("Metric", *(one["folder"] for one in evaluated))
+    return [{"title": "Image-text retrieval", "note": note, "columns": columns, "rows": rows}]
+
+
+def cell_words(cell) -> tuple[str, str]:
+    """A cell as the words of its value and of its interval."""
+    if isinstance(cell, str):
+        return cell, ""
+    value, low, high = cell
+    return f"{value:.2f}", "" if low is None else f"{low:.2f} to {high:.2f}"
+
+
+def as_markdown(title: str, tables: list[dict]) -> str:
+    parts = [f"# {title}\n"]
+    for table in tables:
+        lines = ["| " + " | ".join(table["columns"]) + " |", "| --- |" + " ---: |" * (len(table["columns"]) - 1)]
+        for _, cells in table["rows"]:
+            texts = [f"{value} ({interval})" if interval else value for value, interval in map(cell_words, cells)]
+            lines.append("| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |")
+        parts.append(f"## {table['title']}\n\n{table['note']}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def as_csv(tables: list[dict]) -> str:
+    """One line a figure: table, row, column, value, low, high."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("table", "kind", "row", "column", "value", "low", "high"))
+    for table in tables:
+        for kind, cells in table["rows"]:
+            for column, cell in zip(table["columns"][1:], cells[1:], strict=True):
+                values = (cell, "", "") if isinstance(cell, str) else ("" if v is None else f"{v:.6g}" for v in cell)
+                writer.writerow((table["title"], kind, cells[0], column, *values))
+    return text.getvalue()
