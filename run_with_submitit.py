@@ -105,6 +105,10 @@ def launch(script: str, args) -> None:
     if not here:
         return
     try:
+        job.wait()
+        results = [job.task(number).paths.result_pickle for number in range(args.ngpus)]
+        if args.cluster == "local" and not all(path.exists() for path in results):
+            raise RuntimeError  # at once: job.results() would look for it for 15 s
         job.results()
     except (Exception, SystemExit):
         last = (job.stderr() or "no output").strip().splitlines()[-1]

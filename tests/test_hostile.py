@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # pytest has set aside the filter that images.py sets
+
 EDITS = st.lists(
     st.tuples(
         st.integers(0, 8),

@@ -46,7 +46,7 @@ def tasks(folder) -> list[int]:
 
 
 def test_two_tasks_train_together_and_come_back_after_a_signal_to_one(scripts, roco, tmp_path):
-    words = ("--cluster", "local", "--ngpus", "2", "--root", roco, *SMALL, "--batch-size", "4", "--epochs", "6")
+    words = ("--cluster", "local", "--ngpus", "2", "--root", roco, *SMALL, "--batch-size", "4", "--epochs", "3")
 
     def attempt(number):
         """-> whether the signal came before the end, what the launcher printed, the job's folder."""
@@ -69,7 +69,7 @@ def test_two_tasks_train_together_and_come_back_after_a_signal_to_one(scripts, r
     _, printed, job = next(one for one in map(attempt, itertools.count()) if one[0])
     assert "a step takes 8 pairs (4 a device x 2 devices x 1)" in printed
     assert "going on with" in printed
-    assert torch.load(job / "checkpoint.pt", weights_only=True)["epoch"] == 6
+    assert torch.load(job / "checkpoint.pt", weights_only=True)["epoch"] == 3
 
 
 def test_a_failed_job_is_one_line(run, tmp_path):
