@@ -198,6 +198,8 @@ def test_a_step(mode, batches, towers, arch, half, freq):
     assert like(step.totals) == (CUDA, torch.float32, (6,))
     (verdict,) = step.pending  # not read yet
     assert like(verdict.numbers) == (CPU, torch.float32, (7,)) and like(verdict.rows) == (CUDA, torch.bool, (rows,))
+    step.in_a_row = 3
+    assert step.state_dict()["in_a_row"] == 0  # a save comes only if the step under way is finite
     passes = 1 if freq == 1 else 4  # two micro-batches, twice
     together = not norms.batch_norms(model.image_encoder)
     assert len(calls) == passes * (1 if together else 3)
