@@ -1,4 +1,5 @@
 # make demo, make test: each sets up .venv first; VENV=/path/to/env uses an environment that is there.
+# make gpu installs nothing: .venv's Python or $(PYTHON), or another with BIN=/usr/bin; GPU="--only step" passes words on.
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
@@ -8,7 +9,7 @@ TRAIN = --root phantoms/roco --arch resnet10t --text-model tiny --pretrained non
 	--epochs 6 --batch-size 64 --lr 2e-3 --workers 1 --seed 0
 PROBE = --root phantoms/cbis --arch resnet10t --image-size 96 --features pooled --workers 2
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint gpu clean
 
 setup: $(VENV)/.medslip
 
@@ -39,6 +40,9 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+gpu:
+	$(firstword $(wildcard $(BIN)/python $(BIN)/python3) $(PYTHON)) benchmarks/gpu.py $(GPU)
 
 clean:
 	rm -rf phantoms runs jobs
