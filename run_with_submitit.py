@@ -82,6 +82,8 @@ def launch(script: str, args) -> None:
     """
     job_dir = Path(args.job_dir).expanduser().absolute()
     here = args.cluster != "slurm"
+    if args.cluster == "debug":  # there the job has no folder of its own
+        args.output_dir = args.output_dir or str(job_dir)
     args.ngpus = args.ngpus or ((visible_gpus() or 1) if here else 8)
     # The class travels in the job's pickle: the job's Python need not find this file before it starts.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -78,6 +78,14 @@ def test_a_failed_job_is_one_line(run, tmp_path):
     assert "nowhere: no such folder" in errors
 
 
+def test_debug_runs_in_the_launchers_own_process(scripts, roco, tmp_path):
+    words = ("--cluster", "debug", "--ngpus", "1", "--root", roco, *SMALL, "--epochs", "1")
+    code, printed, errors = scripts.run("run_with_submitit.py", *words, cwd=tmp_path)
+    assert code == 0, printed + errors
+    (checkpoint,) = tmp_path.glob("jobs/DEBUG_*/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+
+
 def test_no_slurm_is_said(scripts, tmp_path):
     """No sbatch is on the PATH, whatever this machine has."""
     code, _, errors = scripts.run("run_with_submitit.py", "--root", "x", cwd=tmp_path, PATH=tmp_path)
