@@ -197,8 +197,8 @@ def test_a_step(mode, batches, towers, arch, half, freq):
     assert len(state) == 3 * len(parameters) and {x.device for x in state} == {CUDA}
     assert like(step.totals) == (CUDA, torch.float32, (6,))
     (verdict,) = step.pending  # not read yet
-    assert like(verdict.numbers) == (CPU, torch.float32, (7,)) and like(verdict.rows) == (CUDA, torch.bool, (rows,))
-    step.in_a_row = 3
+    assert like(verdict.numbers) == (CPU, torch.float32, (8,)) and like(verdict.rows) == (CUDA, torch.bool, (rows,))
+    step.in_a_row, step.numbers = 3, lambda verdict: {"gradient norm": 1.0, "loss scale": 1.0}  # it has none
     assert step.state_dict()["in_a_row"] == 0  # a save comes only if the step under way is finite
     passes = 1 if freq == 1 else 4  # two micro-batches, twice
     together = not norms.batch_norms(model.image_encoder)
