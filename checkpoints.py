@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from utils import InputError, atomic_file, logger, on_rank0
+from distributed import on_rank0
+from utils import InputError, atomic_file, logger
 
 MEDCLIP_URL = "https://storage.googleapis.com/pytrial/"
 MEDCLIP_ZIPS = {"medclip_vit": "medclip-vit-pretrained.zip", "medclip_resnet": "medclip-pretrained.zip"}

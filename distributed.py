@@ -1,14 +1,17 @@
-"""A process of several: how it joins the others, and how it leaves them, with the exit code that its run has earned.
+"""A process of several: how it joins the others, what it asks of them, and how it leaves them, with its exit code.
 
 Leaving is more than it seems. A gloo thread that still lives when the interpreter is finalised can end the process
 with SIGABRT, so a run that has ended well lets go of the group and of all that holds it first. And a process that
 ends for an error of its own would leave the others with broken connections, so it tells them what the error was.
+
+On one process alone every function here does what it says without a group.
 """
 
 import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -23,9 +26,11 @@ import torch.distributed as dist
 
 # Before there is a group: default arguments in this module hold the group that they find at the import, for good.
 import torch.distributed.nn.functional
+from torch import nn
+from torch.distributed import _functional_collectives as collectives
 from torch.distributed.rendezvous import rendezvous
 
-from utils import EXIT_INTERRUPTED, InputError, Interrupted, logger
+from utils import EXIT_INTERRUPTED, InputError, Interrupted, full_precision, logger
 
 TIMEOUT = timedelta(minutes=60)  # of a collective: rank 0 may build a cache meanwhile
 POLL = 0.3  # seconds between two looks for another rank's error
@@ -196,3 +201,131 @@ def end_now(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+# What a process asks of the others
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def on_rank0(function, *args, **kwargs):
+    """Call `function` on rank 0 and return its result on every rank; so is an `InputError` that it raises.
+
+    Whatever reads the file system goes through here: ranks on a shared disk may otherwise see different folders.
+    """
+    if world_size() == 1:
+        return function(*args, **kwargs)
+    box = [None, None]
+    if rank() == 0:
+        try:
+            box = [function(*args, **kwargs), None]
+        except InputError as error:
+            box = [None, error]
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+def all_objects(value) -> list:
+    """Every rank's `value`, in order."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
+    """(n, ...) rows of `range(rank, total, world)` on each rank -> (total, ...) in order, on every rank."""
+    if world_size() == 1:
+        return rows
+    longest = math.ceil(total / world_size())
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+
+# torch 2.15 renamed it.
+_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """(B, ...) on each rank -> (world * B, ...) on every rank; the backward sums the gradients of all ranks' losses."""
+    return _all_gather(rows.contiguous(), 0, dist.group.WORLD) if world_size() > 1 else rows
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+# Batch norms over all devices
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Batch norm `norm` in train mode: (n, C, ...) of each rank, one mean and variance a channel over all ranks."""
+    rows = full_precision(x)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    variance, mean = torch.var_mean(rows, [d for d in range(x.dim()) if d != 1], correction=0)
+    # Every rank has as many values, so the parts weigh the same (Chan, Golub and LeVeque, 1979).
+    means, variances = gather(torch.stack([mean, variance])[None]).unbind(1)
+    mean = means.mean(0)
+    variance = variances.mean(0) + (means - mean).square().mean(0)
+    with torch.no_grad():
+        count = rows.numel() // rows.shape[1] * world_size()
+        norm.num_batches_tracked += 1
+        share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), share)
+    out = (rows - mean.reshape(shape)) * torch.rsqrt(variance + norm.eps).reshape(shape)
+    if norm.affine:
+        out = out * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+    return out.to(x.dtype)
+
+
+class GlobalBatchNorm(BatchNorm):
+    """A batch norm over all ranks. Not a torch SyncBatchNorm, which DistributedDataParallel refuses on the CPU."""
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return normalise(self, x) if self.training else super().forward(x)
+
+
+def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make every batch norm of `model` take the statistics of all ranks -> the model, converted in place.
+
+    torch's SyncBatchNorm trains on CUDA only. Elsewhere the same is done with differentiable collectives, so that a
+    run on gloo sees the statistics of one process with the whole batch, and its gradient.
+    """
+    from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # here: no tool that takes no model waits for timm
+
+    class GlobalBatchNormAct(BatchNormAct2d):
+        """timm's batch norm that holds an activation, over all ranks."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.drop(normalise(self, x))) if self.training else super().forward(x)
+
+    if device.type == "cuda":
+        return convert_sync_batchnorm(model)  # timm's own keeps the activation that some of its norms hold
+    for norm in batch_norms(model):
+        norm.__class__ = GlobalBatchNormAct if isinstance(norm, BatchNormAct2d) else GlobalBatchNorm
+    return model
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from utils import full_precision, gather, rank
+from distributed import gather, rank
+from utils import full_precision
 
 BLOCK_FROM = 4096  # columns
 BLOCK = 512  # rows

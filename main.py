@@ -21,27 +21,20 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-import audit
-import cache
 import checkpoints
 import datasets
 import distributed
-import images
-import interrupt
-import lock
-import logs
 import losses
 import models
-import norms
-import resume
-import retrieval
-import roco
-import saver
-import text
 import utils
-import views
+from data import cache, images, lock, roco, views
+from data.batches import EpochBatches, default_workers, open_loader
+from data.tokens import Tokens, from_json, load_tokenizer, train_bpe
+from evaluation import audit, retrieval
 from options import plain
-from step import TrainStep
+from training import logs, resume, saver, schedule, signals
+from training.progress import Progress
+from training.update import Update
 from utils import InputError, Interrupted, logger
 
 
@@ -55,7 +48,7 @@ def main(args) -> None:
 
 def run(args, device, out: Path, held) -> None:
     """The training, or --evaluate, while `held` (lock.Lock, None for --evaluate) keeps others out of the folder."""
-    world = utils.world_size()
+    world = distributed.world_size()
     # Initialisation: 1. --resume, 2. the run's own latest checkpoint, 3. --pretrained, 4. random.
     resumed, resumed_path = resume.open_checkpoint(out, args.resume)
     if resumed is not None:
@@ -67,10 +60,10 @@ def run(args, device, out: Path, held) -> None:
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
     if entry["type"] != "roco":
         raise InputError(f"--dataset {args.dataset}: type '{entry['type']}' has no captions; main.py takes type 'roco'")
-    train_pairs, notes = utils.on_rank0(load_pairs, args, entry["path"], "train")
-    val_pairs, val_notes = utils.on_rank0(load_pairs, args, entry["path"], "validation")
-    articles, disjoint, article_counts = utils.on_rank0(audit_articles, train_pairs, val_pairs)
-    batches = views.EpochBatches(len(train_pairs), args.batch_size, args.update_freq, utils.rank(), world, args.seed)
+    train_pairs, notes = distributed.on_rank0(load_pairs, args, entry["path"], "train")
+    val_pairs, val_notes = distributed.on_rank0(load_pairs, args, entry["path"], "validation")
+    articles, disjoint, article_counts = distributed.on_rank0(audit_articles, train_pairs, val_pairs)
+    batches = EpochBatches(len(train_pairs), args.batch_size, args.update_freq, distributed.rank(), world, args.seed)
     if batches.steps == 0 and not args.evaluate:
         raise InputError(
             f"{len(train_pairs)} training pairs are fewer than one step takes ({args.batch_size} a device x {world} "
@@ -84,7 +77,7 @@ def run(args, device, out: Path, held) -> None:
     tokenizer, serialised = make_tokenizer(args, resumed, train_pairs)
     model = make_model(args, resumed, resumed_path, tokenizer, device)
     dtype = utils.amp_dtype(args.amp, device)
-    workers = views.default_workers(world) if args.workers is None else args.workers
+    workers = default_workers(world) if args.workers is None else args.workers
 
     with contextlib.ExitStack() as stack:
         val_loader = None
@@ -105,14 +98,14 @@ def run(args, device, out: Path, held) -> None:
         if resumed is not None:
             resume.restore(resumed, optimizer, scaler, args, resumed_path)
             epoch, first_step = resumed["epoch"], resumed["progress"]["step_in_epoch"]
-            best = utils.on_rank0(saver.best_score, out)
+            best = distributed.on_rank0(saver.best_score, out)
         network = distribute(model, device) if world > 1 else model
 
         if epoch >= args.epochs:
             logger.info(f"{resumed_path}: all {args.epochs} epochs are done; raise --epochs to go on")
             return
         pairs = {"train": train_pairs, "validation": val_pairs}
-        utils.on_rank0(
+        distributed.on_rank0(
             open_folder, out, args, device, pairs, {**notes, **val_notes, **article_counts, "crc32": data}, epoch
         )
         log = logs.Log(out, args)
@@ -126,8 +119,8 @@ def run(args, device, out: Path, held) -> None:
         views_of_pairs = views.TrainViews(
             make_pictures(args, train_pairs, "train"), tokens, args.objective, args.image_size, args.seed
         )
-        loader = stack.enter_context(views.loader(views_of_pairs, batches, workers, device))
-        step = TrainStep(
+        loader = stack.enter_context(open_loader(views_of_pairs, batches, workers, device))
+        step = Update(
             network, losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale), optimizer, scaler, args,
             models.mean_std(args.normalize, args.arch), device, dtype,
             lambda samples: [train_pairs.ids[i] for i in samples], out,
@@ -136,7 +129,7 @@ def run(args, device, out: Path, held) -> None:
             step.load_state_dict(resumed["progress"])
         keeper = saver.Saver(out, args.save_every, epoch * batches.steps + first_step, best)
         step.before_update = keeper.wait_for_copy
-        stop = stack.enter_context(interrupt.StopRequest())
+        stop = stack.enter_context(signals.StopRequest())
 
         def state(step_in_epoch: int) -> dict:
             """What the run goes on from: `epoch` epochs are done, and so many steps of the next."""
@@ -167,7 +160,7 @@ def run(args, device, out: Path, held) -> None:
             keeper.save(state(step_in_epoch))
             with contextlib.suppress(InputError):  # after printing its lines: the run is saved, and will go on
                 log.close()
-            utils.on_rank0(keeper.close)  # the others wait: a launcher ends all ranks when one has left
+            distributed.on_rank0(keeper.close)  # the others wait: a launcher ends all ranks when one has left
             raise Interrupted(stop.signals)
 
         def finish() -> None:
@@ -196,19 +189,19 @@ def run(args, device, out: Path, held) -> None:
             step.reset()
             epoch, first_step = epoch + 1, 0
             keeper.save(state(0), score)
-        utils.on_rank0(finish)
+        distributed.on_rank0(finish)
 
 
-def train_epoch(step: TrainStep, loader, batches, args, between_steps) -> dict:
+def train_epoch(step: Update, loader, batches, args, between_steps) -> dict:
     """The rest of an epoch -> means of its losses, and the rate. Nothing is read back between logs."""
     step.model.train()
     total, warmup = args.epochs * batches.steps, round(args.warmup_epochs * batches.steps)
-    progress = utils.Progress(batches.steps, args.print_freq, f"epoch {batches.epoch}", batches.first_step)
+    progress = Progress(batches.steps, args.print_freq, f"epoch {batches.epoch}", batches.first_step)
     started = time.monotonic()
     micro_batches = iter(loader)
 
     def rate_at(now):
-        return utils.learning_rate(now, total, warmup, args.lr, args.lr_start, args.lr_end)
+        return schedule.learning_rate(now, total, warmup, args.lr, args.lr_start, args.lr_end)
 
     for number in range(batches.first_step, batches.steps):
         now = batches.epoch * batches.steps + number
@@ -272,7 +265,7 @@ def evaluate_only(model, val_loader, val_pairs, articles, disjoint, args, out, d
         logger.info(json.dumps(found))
         return
     embeddings = retrieval.embed(model, val_loader, len(val_pairs), args, device, dtype)
-    if utils.rank() != 0:
+    if distributed.rank() != 0:
         return
     report = retrieval.report(embeddings, val_pairs, articles, disjoint, args, device)
     for name, value in report["metrics"].items():
@@ -288,21 +281,21 @@ def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
     if args.objective == "simclr":
         return None, None
     if args.text_model != "tiny":
-        return text.load_tokenizer(args.text_model), None
+        return load_tokenizer(args.text_model), None
     contents = resumed
     if contents is None and Path(args.pretrained).exists():
         contents = checkpoints.read(args.pretrained)
     serialised = contents.get("tokenizer") if contents else None
     if serialised is None:
-        serialised = utils.on_rank0(text.train_bpe, pairs.captions)
-    return text.from_json(serialised), serialised
+        serialised = distributed.on_rank0(train_bpe, pairs.captions)
+    return from_json(serialised), serialised
 
 
 def make_tokens(args, tokenizer, pairs):
     if tokenizer is None:
         return None
     pad_to = args.context_length if args.text_pooling == "padded" else None
-    return text.Tokens(tokenizer, pairs.captions, args.context_length, pad_to)
+    return Tokens(tokenizer, pairs.captions, args.context_length, pad_to)
 
 
 def make_pictures(args, pairs, split: str):
@@ -352,7 +345,7 @@ def distribute(model, device):
         "ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning
     )  # new in 2.15
     return DistributedDataParallel(
-        norms.synchronise(model, device), device_ids=None if still else [device.index],
+        distributed.synchronise(model, device), device_ids=None if still else [device.index],
         broadcast_buffers=False, find_unused_parameters=still,
     )  # fmt: skip
 
@@ -360,7 +353,9 @@ def distribute(model, device):
 def open_folder(out: Path, args, device, pairs: dict, notes: dict, epoch: int) -> None:
     """Clear the output folder of what was left half done, and write what is known before the first step."""
     utils.remove_temporaries(out)
-    utils.write_json(out / "config.json", {**utils.provenance(vars(args), device), "data": notes})
+    utils.write_json(
+        out / "config.json", {**utils.provenance(vars(args), device, distributed.world_size()), "data": notes}
+    )
     for split, some in pairs.items():
         if some is not None:
             write_names(out, split, some)
@@ -378,6 +373,7 @@ def make_optimizer(model, args) -> torch.optim.Optimizer:
 
 
 def describe(args, model, batches, device, dtype, workers) -> None:
+    world = distributed.world_size()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
     logger.info(
@@ -386,13 +382,17 @@ def describe(args, model, batches, device, dtype, workers) -> None:
     )
     logger.info(
         f"peak lr {args.lr:g}; a step takes {batches.global_batch} pairs ({args.batch_size} a device x "
-        f"{utils.world_size()} devices x {args.update_freq}); {batches.steps} steps an epoch, {args.epochs} epochs"
+        f"{world} devices x {args.update_freq}); {batches.steps} steps an epoch, {args.epochs} epochs"
     )
     if args.update_freq == 1 and args.grad_cache is not None:
         logger.warning("--grad-cache and --no-grad-cache change nothing with --update-freq 1")
-    elif args.update_freq > 1 and not (args.freeze_bn or args.lock_image) and norms.batch_norms(model.image_encoder):
+    elif (
+        args.update_freq > 1
+        and not (args.freeze_bn or args.lock_image)
+        and distributed.batch_norms(model.image_encoder)
+    ):
         logger.warning(
-            f"the encoder's batch norms see {args.batch_size * utils.world_size()} images at a time, not the "
+            f"the encoder's batch norms see {args.batch_size * world} images at a time, not the "
             f"{batches.global_batch} of a step: --freeze-bn would make the two equal"
         )
 

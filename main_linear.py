@@ -22,21 +22,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-import audit
-import cache
 import checkpoints
 import datasets
 import distributed
-import features
-import images
-import interrupt
-import lock
-import metrics
 import models
-import probes
 import utils
-import views
-import zeroshot
+from data import cache, images, lock
+from data.batches import default_workers
+from evaluation import audit, features, metrics, probes, zeroshot
+from training import signals
 from utils import InputError, logger
 
 LOGISTIC_ROWS = 50_000  # above it the cross-validated grid takes hours
@@ -57,9 +51,9 @@ def main(args) -> None:
 
 def run(args, device, contents: dict | None, path: str | None, out: Path, held) -> None:
     """The probe of the weights in `contents`, while `held` (lock.Lock) keeps others out of the folder."""
-    world = utils.world_size()
+    world = distributed.world_size()
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
-    splits = {split: utils.on_rank0(load_split, args, entry, split) for split in ("train", "test")}
+    splits = {split: distributed.on_rank0(load_split, args, entry, split) for split in ("train", "test")}
     train, test = splits["train"], splits["test"]
     if train.classes != test.classes:
         raise InputError(f"{entry['path']}: the classes of train and test differ: {train.classes} and {test.classes}")
@@ -69,7 +63,7 @@ def run(args, device, contents: dict | None, path: str | None, out: Path, held) 
     args.probe = probe
     if probe == "medslip":  # squashed whatever the set
         train, test = (dataclasses.replace(data, fit="squash") for data in (train, test))
-    leaks = utils.on_rank0(audit.probe_audit, entry, train, test, args.allow_leakage)
+    leaks = distributed.on_rank0(audit.probe_audit, entry, train, test, args.allow_leakage)
     audit.show(leaks)
     prompts = zeroshot.read_prompts(args.prompts, args.dataset, test.classes) if probe == "zeroshot" else None
 
@@ -95,9 +89,9 @@ def run(args, device, contents: dict | None, path: str | None, out: Path, held) 
         model.image_encoder.compile()
 
     dtype = utils.amp_dtype(args.amp, device)
-    workers = views.default_workers(world) if args.workers is None else args.workers
+    workers = default_workers(world) if args.workers is None else args.workers
     partial = out / "partial_features"
-    with interrupt.StopRequest() as stop:
+    with signals.StopRequest() as stop:
         found = {
             split: features.extract(
                 model, data, pictures(args, entry, split, data), args, device, dtype, workers, partial / split, stop,
@@ -106,7 +100,7 @@ def run(args, device, contents: dict | None, path: str | None, out: Path, held) 
             for split, data in (("train", train), ("test", test))
             if not (probe == "zeroshot" and split == "train")
         }  # fmt: skip
-    if utils.rank() != 0:
+    if distributed.rank() != 0:
         return
     if probe == "zeroshot":
         predict, selected = zeroshot.fit(model, tokenizer, prompts, context_length, device, dtype)
@@ -195,7 +189,7 @@ def report(args, out, train, test, found, probabilities, selected, leaks, device
         "audit": leaks,
         "data": {split: fingerprint(data) for split, data in (("train", train), ("test", test))},
         "hardest": hardest(test, probabilities),
-        "run": utils.provenance(vars(args), device),
+        "run": utils.provenance(vars(args), device, distributed.world_size()),
     }
     table = pd.DataFrame(
         {

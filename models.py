@@ -14,11 +14,10 @@ from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, SwinMode
 from transformers import logging as transformers_logging
 
 import checkpoints
-import hub
-from device import queued
-from norms import batch_norms
+from data import hub
+from distributed import batch_norms
 from options import BIO_CLINICAL_BERT
-from utils import InputError
+from utils import InputError, queued
 
 EMBED_DIM = 512
 MEAN_STD = {  # name: (mean, std) of each channel, for pixels from 0 to 1
@@ -176,7 +175,7 @@ class MedSLIP(nn.Module):
     def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, text_order=None) -> dict:
         """Pooled features of what is given, before any projection: `image`, `text`, `aug1`, `aug2`, (B, width) each.
 
-        The captions come whole or in chunks (lists) of like length, see text.Tokens.batch. On a GPU all views
+        The captions come whole or in chunks (lists) of like length, see tokens.Tokens.batch. On a GPU all views
         go through the encoder at once, unless it has batch norms that train: those see one view at a time.
         """
         features = {}

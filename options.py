@@ -264,7 +264,7 @@ def linear_parser() -> Parser:
     )
     group.add_argument(
         "--prompts",
-        default=str(Path(__file__).with_name("prompts.json")),
+        default=str(Path(__file__).with_name("evaluation") / "prompts.json"),
         metavar="FILE",
         help="zeroshot only: the classes' prompts",
     )

@@ -1,9 +1,8 @@
-"""Collectives, schedule, seeds, files and logging: nothing here knows what the images show."""
+"""What every room needs: errors, logging, files, devices and precision. Nothing here knows what an image shows."""
 
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -11,15 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed import _functional_collectives as collectives
-
-from device import half_precision
-from device import name as device_name
 
 logger = logging.getLogger("medslip")
 
@@ -37,92 +30,6 @@ class Interrupted(Exception):
     def __init__(self, signals: list[signal.Signals]):
         super().__init__(", ".join(one.name for one in signals))
         self.signals = signals
-
-
-# Collectives
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def on_rank0(function, *args, **kwargs):
-    """Call `function` on rank 0 and return its result on every rank; so is an `InputError` that it raises.
-
-    Whatever reads the file system goes through here: ranks on a shared disk may otherwise see different folders.
-    """
-    if world_size() == 1:
-        return function(*args, **kwargs)
-    box = [None, None]
-    if rank() == 0:
-        try:
-            box = [function(*args, **kwargs), None]
-        except InputError as error:
-            box = [None, error]
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]
-
-
-def all_objects(value) -> list:
-    """Every rank's `value`, in order."""
-    if world_size() == 1:
-        return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
-    """(n, ...) rows of `range(rank, total, world)` on each rank -> (total, ...) in order, on every rank."""
-    if world_size() == 1:
-        return rows
-    longest = math.ceil(total / world_size())
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded)
-    return torch.stack(parts, dim=1).flatten(0, 1)[:total]
-
-
-# torch 2.15 renamed it.
-_all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
-
-
-def gather(rows: torch.Tensor) -> torch.Tensor:
-    """(B, ...) on each rank -> (world * B, ...) on every rank; the backward sums the gradients of all ranks' losses."""
-    return _all_gather(rows.contiguous(), 0, dist.group.WORLD) if world_size() > 1 else rows
-
-
-def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    if world_size() > 1:
-        dist.all_reduce(values)
-        values /= world_size()
-    return values
-
-
-# Schedule and seeds
-
-
-def learning_rate(step: int, total: int, warmup: int, peak: float, start: float, end: float) -> float:
-    """Linear warm-up from `start` to `peak`, then a cosine down to `end` (SLIP's schedule, per step)."""
-    if step < warmup:
-        return start + (peak - start) * step / max(1, warmup)
-    progress = (step - warmup) / max(1, total - warmup)
-    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def seed_step(*numbers: int) -> None:
-    """Seed torch from (seed, step, micro-batch, rank): dropout then needs no generator state to resume."""
-    state = 0
-    for number in numbers:
-        state = (state * 1_000_003 + number + 1) % (2**63 - 1)
-    torch.manual_seed(state)
 
 
 # Files
@@ -235,8 +142,8 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def provenance(args: dict, device: torch.device) -> dict:
-    """What someone needs to make a run again: every argument, package versions, git commit, device, world size."""
+def provenance(args: dict, device: torch.device, world: int) -> dict:
+    """What someone needs to make a run again: every argument, package versions, git commit, device, processes."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": sys.version.split()[0]}
@@ -257,12 +164,57 @@ def provenance(args: dict, device: torch.device) -> dict:
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain")),
         "device": device_name(device),
-        "world_size": world_size(),
+        "world_size": world,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-# Mixed precision
+# Devices and precision. Work for a GPU is queued, and the host goes on at once. It must not read a number, free a
+# buffer that is still being copied from, or copy from memory that can be paged out, or it waits.
+
+
+class Done:
+    """Stands for an event where there is nothing to wait for."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+def queued(device: torch.device) -> bool:
+    """Whether work for the device is queued while the host goes on."""
+    return device.type != "cpu"
+
+
+def mark():
+    """A handle on all that is queued for this process's device by now: its `synchronize()` waits until it is done."""
+    if not torch.cuda.is_initialized():
+        return Done()
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def to_host(x: torch.Tensor) -> tuple:
+    """A copy of `x` on the host, not to be read before the handle's `synchronize()` -> the copy and the handle."""
+    return x.to("cpu", non_blocking=True), mark()
+
+
+def host_buffer(x: torch.Tensor) -> torch.Tensor:
+    """Memory on the host for a copy of `x`, with its strides, to which a copy can be queued."""
+    return torch.empty_like(x, device="cpu", pin_memory=queued(x.device))
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The type in which the device multiplies matrices fastest; None if that is float32."""
+    if device.type == "cpu":
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if has_bf16 else None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, for a run's records."""
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
 def amp_dtype(choice: str | None, device: torch.device) -> torch.dtype | None:
@@ -284,44 +236,3 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
 
 def autocast(device: torch.device, dtype: torch.dtype | None):
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-class Progress:
-    """A bar on a terminal, plain lines in a log: step, losses, samples/s, and the time left.
-
-    Call `step(samples, values)`; `values` is a function, called only when something is shown, so that no number is
-    read back from the device in between.
-    """
-
-    def __init__(self, total: int, every: int, title: str, done: int = 0):
-        self.total, self.every, self.title, self.count = total, every, title, done
-        self.first, self.samples, self.start = done, 0, time.monotonic()
-        self.bar = None
-        if rank() == 0 and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, initial=done, desc=title, leave=False, dynamic_ncols=True)
-
-    @property
-    def rate(self) -> float:
-        return self.samples / max(1e-9, time.monotonic() - self.start)
-
-    def step(self, samples: int, values) -> None:
-        self.count += 1
-        self.samples += samples
-        shown = self.count % self.every == 0 or self.count == self.total
-        if self.bar is not None:
-            self.bar.update(1)
-        if not shown:
-            return
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values().items())
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{text}  {self.rate:.0f} samples/s")
-        else:
-            left = (time.monotonic() - self.start) / max(1, self.count - self.first) * (self.total - self.count)
-            eta = str(timedelta(seconds=round(left)))
-            logger.info(f"{self.title} {self.count}/{self.total}  {text}  {self.rate:.1f} samples/s  left {eta}")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()

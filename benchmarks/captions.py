@@ -20,14 +20,14 @@ import torch
 
 import losses
 import models
-import packed
-import text
+from data import buffers
+from data.tokens import Tokens, from_json, train_bpe
 import utils
 
 LENGTH = 77
 
 
-class Padded(text.Tokens):
+class Padded(Tokens):
     """The same captions in one chunk: padded to 77 (as SLIP and MedCLIP do), or to the batch's longest."""
 
     width = LENGTH
@@ -66,9 +66,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2, help="a repeat")
     args = parser.parse_args()
     say = common.Record("captions", "transformers")
-    captions = list(packed.read_lines(Path(args.captions))[1]) if args.captions else made_up(4000)
-    tokenizer = text.from_json(text.train_bpe(captions, 28_996))
-    kinds = {"77": Padded, "the longest": Longest, "chunks": text.Tokens}
+    captions = list(buffers.read_lines(Path(args.captions))[1]) if args.captions else made_up(4000)
+    tokenizer = from_json(train_bpe(captions, 28_996))
+    kinds = {"77": Padded, "the longest": Longest, "chunks": Tokens}
     tokens = {name: kind(tokenizer, captions, LENGTH) for name, kind in kinds.items()}
     order = np.random.default_rng(0).permutation(len(captions))
     batches = np.array_split(order[: len(order) // 64 * 64], len(order) // 64)

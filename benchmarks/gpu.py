@@ -49,7 +49,7 @@ class Bench:
         self.record = {
             "command": " ".join(["python benchmarks/gpu.py", *sys.argv[1:]]),
             "rehearsal": device.type == "cpu",
-            "run": utils.provenance(vars(args), device),
+            "run": utils.provenance(vars(args), device, 1),
             "cpu": f"{self.cores} cores, {common.processor()}",
             "sections": {},
         }

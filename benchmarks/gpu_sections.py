@@ -31,22 +31,23 @@ import torch.nn.functional as F
 from captions import Padded, made_up
 from PIL import Image
 
-import augment
+from data import augment
 import benchmarks.step as slip_style
-import cache
+from data import cache
 import datasets
-import features as probe
-import images
-import interrupt
+from evaluation import features as probe
+from data import images
+from training import signals
 import losses
 import main as training_script
 import models
 import options
-import retrieval
-import text
+from evaluation import retrieval
+from data.tokens import SPECIAL
 import utils
-import views
-from step import TrainStep, model_inputs
+from data import views
+from training.update import Update
+from data.batches import model_inputs, open_loader
 from tools.make_phantoms import make_phantoms
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         loss = losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale)
         optimizer = training_script.make_optimizer(self.model, args)
-        self.step = TrainStep(
+        self.step = Update(
             wrap(self.model), loss, optimizer, self.scaler, args, self.norm, self.device, self.dtype,
             lambda samples: samples, Path(args.root),
         )  # fmt: skip
@@ -206,7 +207,7 @@ def data(section: Section) -> None:
     words = sorted({word for caption in made_up(2000) for word in caption.split()})
     letters = sorted({letter for word in words for letter in word})
     pieces = [word if len(word) < 6 else word[:3] for word in words] + [f"##{w[3:]}" for w in words if len(w) >= 6]
-    entries = dict.fromkeys([*text.SPECIAL, *letters, *(f"##{one}" for one in letters), *pieces])
+    entries = dict.fromkeys([*SPECIAL, *letters, *(f"##{one}" for one in letters), *pieces])
     (section.folder / "vocab.txt").write_text("\n".join(entries) + "\n")
     section.note("files of 0.7 megapixels, names", f"{few}, {many}")
     section.note("mean bytes of a file", statistics.mean(path.stat().st_size for path in sources))
@@ -322,7 +323,7 @@ def features(section: Section) -> None:
     torch.manual_seed(0)
     model = models.create_model(arch, None, image_size=args.image_size).requires_grad_(False).eval()
     found = {}
-    with interrupt.StopRequest() as stop:
+    with signals.StopRequest() as stop:
         for where, device in (("CPU", CPU), ("device", section.device)):
             for kind, dtype in (("float32", None), ("bf16", torch.bfloat16)):
                 folder = section.folder / "features" / where / kind
@@ -416,8 +417,8 @@ def group(section: Section) -> None:
     dist.all_gather_object(boxes, {"rank": 0})
     dist.broadcast_object_list(boxes, src=0)
     section.check("objects and numbers come back", boxes == [{"rank": 0}] and numbers.tolist() == [0, 1, 2, 3])
-    with mock.patch.object(interrupt, "world_size", lambda: 2):  # its own group is on the host: gloo
-        stop = interrupt.StopRequest()
+    with mock.patch.object(signals, "world_size", lambda: 2):  # its own group is on the host: gloo
+        stop = signals.StopRequest()
         with stop:
             section.check("no signal has come", [stop.check(), stop.check()] == [[], []])
     dist.destroy_process_group()
@@ -547,7 +548,7 @@ def step(section: Section) -> None:
     ours, pinned = move(host, device), pin(host) if section.gpu else host
     chunked = {}
     for count in section.choose((1, 2, 4), (1, 2), (1,)):
-        with mock.patch.object(text, "CHUNKS", count):
+        with mock.patch("data.tokens.CHUNKS", count):
             chunked[count] = move(training.batches(1)[0], device)
     (theirs,) = training.batches(1, Padded(training.tokenizer, training.pairs.captions, 77))
     theirs = move(theirs, device)
@@ -626,7 +627,7 @@ def loop(section: Section) -> None:
     batch_size = training.args.batch_size
     kept = cache.Cache(section.folder / "cache", training.pairs.path, len(training.pairs))
     missing = kept.open()
-    cache.make_folder(kept.folder)
+    utils.make_folder(kept.folder)
     began = time.perf_counter()
     kept.build(missing)
     section.note("cache built, images/s", len(training.pairs) / (time.perf_counter() - began))
@@ -663,7 +664,7 @@ def loop(section: Section) -> None:
             dataset = views.TrainViews(source, training.tokens, "slip", training.args.image_size, 0)
             order = rng.integers(len(training.pairs), size=(warm + windows * steps, batch_size))
             keys = [[(1, int(i)) for i in row] for row in order]
-            with views.loader(dataset, keys, workers, section.device) as made:
+            with open_loader(dataset, keys, workers, section.device) as made:
                 found = rates(made, warm)
             section.note(f"{name}, {workers} workers, samples/s", found)
             middle = statistics.median(best)

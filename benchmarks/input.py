@@ -26,10 +26,11 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
 
-import augment
-import cache
-import images
-import views
+from data import augment
+from data import cache
+from data import images
+from data import views
+from data.batches import open_loader
 from tools.phantoms import make_phantoms
 
 CPU = torch.device("cpu")
@@ -161,7 +162,7 @@ def through_worker(say, paths, kept, repeats: int, batches: int) -> None:
     def ours(source):
         data = views.TrainViews(source, None, "slip", 224, 0)
         keys = [[(e, i % len(paths)) for i in range(64 * e, 64 * e + 64)] for e in range(batches + 2)]
-        with views.loader(data, keys, 1, CPU) as made:
+        with open_loader(data, keys, 1, CPU) as made:
             return rate(made, batches)
 
     files = images.Files(paths.__getitem__, len(paths))

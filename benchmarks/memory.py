@@ -28,8 +28,8 @@ def peak(root: str, words: list[str], steps: int = 2) -> float:
             code = (
                 f"import sys, runpy, options; options.sys.argv = {[*command[1:], *words]!r}; sys.path.insert(0, '.')\n"
             )
-            code += "import views; rule = views.EpochBatches.steps\n"
-            code += f"views.EpochBatches.steps = property(lambda self: min({steps}, rule.fget(self)))\n"
+            code += "from data.batches import EpochBatches; rule = EpochBatches.steps\n"
+            code += f"EpochBatches.steps = property(lambda self: min({steps}, rule.fget(self)))\n"
             code += "runpy.run_path('main.py', run_name='__main__')"
             done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
             used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -29,12 +29,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision import transforms as T
 
-import augment
-import images
+from data import augment
+from data import images
 import models
-import probes
+from evaluation import probes
 import utils
-import views
+from data import views
+from data.batches import open_loader, rank_batches
 
 CPU = torch.device("cpu")
 NORM = models.MEAN_STD["imagenet"]
@@ -75,7 +76,7 @@ def main() -> None:
             files = images.Files(paths.__getitem__, total)
             data = views.WholeImages(files, None, 224, "center256")
             rows = []
-            with views.loader(data, views.rank_batches(total, 128, 0, 1), 1, CPU) as loader:
+            with open_loader(data, rank_batches(total, 128, 0, 1), 1, CPU) as loader:
                 for batch in loader:
                     (pixels,) = augment.make_views(batch, *NORM, CPU)
                     with utils.autocast(CPU, dtype):

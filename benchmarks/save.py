@@ -20,7 +20,7 @@ import options  # noqa: F401  (before torch: it sets what OpenMP reads)
 import torch
 
 import models
-import saver
+from training import saver
 
 
 def backward(model) -> None:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-import images
-import packed
-import text
-import views
+from data import images
+from data import buffers
+from data.tokens import Tokens, from_json, train_bpe
+from data import views
+from data.batches import EpochBatches, open_loader
 
 WORDS = "axial ct image of the chest showing a large mass in the left lobe with arrow and contrast enhancement".split()
 
@@ -74,8 +75,8 @@ class Touch(ListOfTuples):
 
 def growth(data, total: int) -> tuple[float, float]:
     """MiB of its own that a worker has after an epoch of looking at every sample, and that it had at first."""
-    batches = views.EpochBatches(total, 1000, 1, 0, 1, 0)
-    with views.loader(data, batches, 1, torch.device("cpu")) as loader:
+    batches = EpochBatches(total, 1000, 1, 0, 1, 0)
+    with open_loader(data, batches, 1, torch.device("cpu")) as loader:
         iterator = iter(loader)
         next(iterator)
         pid = loader._iterator._workers[0].pid if loader._iterator else iterator._workers[0].pid
@@ -106,7 +107,7 @@ def main() -> None:
 
         small = min(args.captions, 300_000)
         write_captions(folder / "small.txt", small)
-        ids, captions = packed.read_lines(folder / "small.txt")
+        ids, captions = buffers.read_lines(folder / "small.txt")
         say(f"{small:,} captions, one worker that looks at every sample: its own memory at first and at the end, MiB")
         for name, kind in (("list of tuples", ListOfTuples), ("byte buffers", Touch)):
             before = memory()["VmRSS"]
@@ -119,15 +120,15 @@ def main() -> None:
         write_captions(folder / "captions.txt", args.captions)
         base = memory()["VmRSS"]
         started = time.perf_counter()
-        ids, captions = packed.read_lines(folder / "captions.txt")
+        ids, captions = buffers.read_lines(folder / "captions.txt")
         indexed = time.perf_counter() - started
-        tokenizer = text.from_json(text.train_bpe(captions))
-        tokens = text.Tokens(tokenizer, captions, 77)
+        tokenizer = from_json(train_bpe(captions))
+        tokens = Tokens(tokenizer, captions, 77)
         pictures = images.Files(lambda i: files[i % 1000], args.captions)
         data = views.TrainViews(pictures, tokens, "slip", 64, 0)
-        batches = views.EpochBatches(args.captions, 16, 1, 0, 1, 0)
+        batches = EpochBatches(args.captions, 16, 1, 0, 1, 0)
         prepared = time.perf_counter() - started
-        with views.loader(data, batches, args.workers, torch.device("cpu")) as loader:
+        with open_loader(data, batches, args.workers, torch.device("cpu")) as loader:
             iterator = iter(loader)
             next(iterator)
             first = time.perf_counter() - started

@@ -24,7 +24,7 @@ import torch.multiprocessing as mp
 
 import losses
 import models
-import utils
+import distributed
 
 ARCH, SIZE, BATCH = "resnet10t", 96, 16
 
@@ -33,7 +33,7 @@ def seconds_of(function, repeats: int) -> float:
     function()
     found = []
     for _ in range(repeats):
-        if utils.world_size() > 1:
+        if distributed.world_size() > 1:
             dist.barrier()
         started = time.perf_counter()
         function()
@@ -65,7 +65,7 @@ def one_rank(rank: int, world: int, port: int, repeats: int, results) -> None:
         flat = torch.zeros(sum(p.numel() for p in model.parameters()))
         rows = torch.zeros(BATCH, 256)
         found["all-reduce"] = seconds_of(lambda: dist.all_reduce(flat), repeats)
-        found["all-gather"] = seconds_of(lambda: utils.gather(rows).sum(), repeats)  # waits
+        found["all-gather"] = seconds_of(lambda: distributed.gather(rows).sum(), repeats)  # waits
         dist.destroy_process_group()
     if rank == 0:
         results.put(found)

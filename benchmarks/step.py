@@ -4,7 +4,7 @@ python benchmarks/step.py                                                       
 python benchmarks/step.py --arch medclip_vit --text-model emilyalsentzer/Bio_ClinicalBERT --batch-size 64
 
 SLIP-style: views made beforehand, one forward a view, captions padded to 77, autocast, three losses read back each
-step, AdamW as SLIP calls it. Ours: step.TrainStep on packed bytes, colour and blur included. Also the share of the
+step, AdamW as SLIP calls it. Ours: update.Update on packed bytes, colour and blur included. Also the share of the
 views in our step, and all views in one forward against one after the other.
 """
 
@@ -16,21 +16,20 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import common
 import numpy as np
 import torch
-from captions import Padded, made_up
+from PIL import Image
 
-import augment
+import common
 import distributed
 import losses
 import models
-import text
 import utils
-import views
-from images import as_picture
-from PIL import Image
-from step import TrainStep
+from captions import Padded, made_up
+from data import augment, views
+from data.images import as_picture
+from data.tokens import Tokens, from_json, train_bpe
+from training.update import Update
 
 NORM = models.MEAN_STD["medclip"]
 
@@ -107,8 +106,8 @@ def main() -> None:
     dtype = utils.amp_dtype(None, device)
     say = common.Record(args.name, "timm", "transformers")
     captions = made_up(2000)
-    tokenizer = text.from_json(text.train_bpe(captions))
-    tokens = text.Tokens(tokenizer, captions, 77)
+    tokenizer = from_json(train_bpe(captions))
+    tokens = Tokens(tokenizer, captions, 77)
 
     ours = make_batch(tokens, args, device)
     slip_dtype = torch.float16 if device.type == "cuda" else dtype
@@ -121,7 +120,7 @@ def main() -> None:
     )  # fmt: skip
     model = make_model(args, tokenizer, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    train = TrainStep(
+    train = Update(
         model, losses.SLIPLoss(), optimizer, torch.amp.GradScaler(device.type, enabled=False), settings, NORM, device,
         dtype, str, None,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Cut mini-MIAS into two sets of crops for a probe: lesions against normal tissue, benign against malignant lesions.
 
-python experiments/mias_crops.py data/mias data/mias_crops
+python experiments/mias_crops.py sets/mias sets/mias_crops
 
-data/mias has labels.csv (image, abnormality, severity, x, y, radius) and images/mdbNNN.jpg, 1024 x 1024. A lesion's
+sets/mias has labels.csv (image, abnormality, severity, x, y, radius) and images/mdbNNN.jpg, 1024 x 1024. A lesion's
 crop is the square around its circle, half as wide again and at least 96 pixels. Each image without a lesion gives one
 crop of the size of a lesion drawn at random, at a random place inside the breast. y counts from the bottom; rows
 without coordinates are left out; the films of a patient are (odd, even) numbers.

@@ -1,6 +1,6 @@
 """Answer the experiments' questions from the runs that experiments/train.sh left, with intervals over cases and seeds.
 
-python experiments/summarise.py runs/medpix --root data/medpix --mias data/mias_crops --out medpix.json
+python experiments/summarise.py runs/medpix --root sets/medpix --mias sets/mias_crops --out medpix.json
 python experiments/summarise.py runs/phantoms --root phantoms/roco --cbis phantoms/cbis --out phantoms.json
 
 Every run's last checkpoint is read; nothing is chosen by the validation split. A figure of a configuration is its
@@ -22,17 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
-import augment
 import checkpoints
 import datasets
-import images
-import metrics
 import models
 import options  # noqa: F401 - before torch
-import probes
-import text
 import utils
-import views
+from data import augment, images, views
+from data.batches import rank_batches
+from data.tokens import Tokens, from_json
+from evaluation import metrics, probes
 
 RESAMPLES = 2000
 PENALTY = 1e-3  # C of every logistic probe, fixed beforehand: folds of 50 lesions would choose by chance
@@ -80,7 +78,7 @@ def main() -> None:
 def measure(contents: dict, configuration: str, args, untrained_seed: int | None = None) -> dict:
     """-> {question: (a score for each resample of its cases, the score)} of one checkpoint."""
     saved = contents["args"]
-    tokenizer = text.from_json(contents["tokenizer"]) if contents.get("tokenizer") else None
+    tokenizer = from_json(contents["tokenizer"]) if contents.get("tokenizer") else None
     objective = "clip" if tokenizer else None
     torch.manual_seed(1000 + (untrained_seed or 0))
     model = models.create_model(saved["arch"], objective, "none", saved["text_model"], saved["text_pooling"],
@@ -110,7 +108,7 @@ def encode(model, saved: dict, name: str, data, fit: str) -> torch.Tensor:
     """Pooled features (N, width) of a set, whose batches are kept under its name."""
     if name not in BATCHES:
         dataset = views.WholeImages(data, None, saved["image_size"], fit)
-        BATCHES[name] = [dataset.__getitems__(batch) for batch in views.rank_batches(len(data), 128, 0, 1)]
+        BATCHES[name] = [dataset.__getitems__(batch) for batch in rank_batches(len(data), 128, 0, 1)]
     norm = models.mean_std(saved["normalize"], saved["arch"])
     rows = []
     for batch in BATCHES[name]:
@@ -123,7 +121,7 @@ def retrieval_scores(model, tokenizer, saved: dict, root: str) -> dict:
     """Mean of the six recalls, in percent, and R@10 either way, over resampled pairs with the gallery as it is."""
     pairs = datasets.read_pairs(root, "validation")
     image = model.image_projection(encode(model, saved, "pairs", Pictures(pairs), "center"))
-    batch = text.Tokens(tokenizer, pairs.captions, saved["context_length"], None).batch(range(len(pairs)))
+    batch = Tokens(tokenizer, pairs.captions, saved["context_length"], None).batch(range(len(pairs)))
     chunks = [model.encode_text(*one) for one in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     caption = torch.cat(chunks)[batch["text_order"]]
     ranks = metrics.retrieval_ranks(*(torch.nn.functional.normalize(one, dim=-1) for one in (image, caption)))

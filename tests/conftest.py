@@ -17,14 +17,14 @@ for name in list(os.environ):  # the tests may run within a job, whose process g
     ):
         del os.environ[name]
 
-sys.path.insert(0, str(Path(__file__).parent))  # helpers of the tests
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]  # helpers of the tests
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import interrupt
+from training import signals
 import scripts as forked_scripts
 from tools.phantoms import make_phantoms
 
@@ -62,7 +62,7 @@ def as_before():
     """Each test begins as the first one did, whatever ran before it."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    handlers = {one: signal.getsignal(one) for one in interrupt.SIGNALS}
+    handlers = {one: signal.getsignal(one) for one in signals.SIGNALS}
     level, root = logging.getLogger("medslip").level, logging.getLogger().handlers[:]
     yield
     for one, handler in handlers.items():  # a run that was interrupted leaves them ignored

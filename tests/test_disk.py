@@ -8,13 +8,13 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+
+import main_linear
 from conftest import picture
+from data import cache
 from test_linear import probe
 from test_main import log_lines, read_checkpoint, train
-
-import cache
-import logs
-import main_linear
+from training import logs
 from utils import InputError
 
 ROOM = 48  # MB; a checkpoint of these runs takes 6

@@ -2,5 +2,5 @@
 
 
 def test_every_process_ends_as_it_should(scripts):
-    code, printed, errors = scripts.run("tests/ends.py", "--short")
+    code, printed, errors = scripts.run("tests/programs/ends.py", "--short")
     assert code == 0 and "every process ended as it should" in printed, printed + errors

@@ -13,20 +13,20 @@ from conftest import picture
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import augment
-import device
-import features
+from data import augment
+from evaluation import features
 import losses
+import distributed
 import main
 import models
-import norms
-import retrieval
-import saver
-import text
+from evaluation import retrieval
+from training import saver
+from data.tokens import Tokens, from_json, train_bpe
 import utils
-import views
-from images import as_picture
-from step import TrainStep, model_inputs
+from data import views
+from data.batches import model_inputs
+from data.images import as_picture
+from training.update import Update
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ARCHS = {"medclip_vit": 224, "medclip_resnet": 64, "test_vit": 64}  # and the side of their views
@@ -95,7 +95,7 @@ def like(x: torch.Tensor) -> tuple:
 def batches():
     """Two real batches of four gray and two coloured pictures."""
     pictures = [as_picture(picture(i, colour=i % 3 == 0)) for i in range(len(CAPTIONS))]
-    tokens = text.Tokens(text.from_json(text.train_bpe(CAPTIONS, 300)), CAPTIONS, 77)
+    tokens = Tokens(from_json(train_bpe(CAPTIONS, 300)), CAPTIONS, 77)
 
     def make(size: int, dataset=views.TrainViews):
         more = ("slip", size, 0) if dataset is views.TrainViews else (size, "center")
@@ -172,7 +172,7 @@ def test_a_step(mode, batches, towers, arch, half, freq):
     scaler = torch.amp.GradScaler("cuda", enabled=half == torch.float16)
     assert scaler.is_enabled() == (half == torch.float16)
     optimizer = main.make_optimizer(model, args)
-    step = TrainStep(model, loss, optimizer, scaler, args, NORM, CUDA, half, lambda samples: samples, None)
+    step = Update(model, loss, optimizer, scaler, args, NORM, CUDA, half, lambda samples: samples, None)
     with_gradient, update = {}, step.update
 
     def look(values):
@@ -201,7 +201,7 @@ def test_a_step(mode, batches, towers, arch, half, freq):
     step.in_a_row, step.numbers = 3, lambda verdict: {"gradient norm": 1.0, "loss scale": 1.0}  # it has none
     assert step.state_dict()["in_a_row"] == 0  # a save comes only if the step under way is finite
     passes = 1 if freq == 1 else 4  # two micro-batches, twice
-    together = not norms.batch_norms(model.image_encoder)
+    together = not distributed.batch_norms(model.image_encoder)
     assert len(calls) == passes * (1 if together else 3)
     assert all(like(x) == (CUDA, torch.float32, (18 if together else 6, 3, *[ARCHS[arch]] * 2)) for x in calls)
 
@@ -247,7 +247,7 @@ def test_a_save_is_queued(mode, towers, tmp_path):
 def test_half_precision(mode, monkeypatch):
     assert [utils.amp_dtype(choice, CUDA) for choice in (None, "bf16", "fp16", "off")] == [*HALVES[:1], *HALVES, None]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
-    assert device.half_precision(CUDA) == torch.float16
+    assert utils.half_precision(CUDA) == torch.float16
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from conftest import run_cli
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
-import main_linear
-import metrics
-import audit
 import datasets
-import features
+import main_linear
 import models
 import options
-import probes
-import zeroshot
+from conftest import run_cli
+from evaluation import audit, features, metrics, probes, zeroshot
 from utils import InputError
 
 SMALL = ("--arch", "resnet10t", "--pretrained", "none", "--image-size", "32", "--device", "cpu", "--workers", "0")

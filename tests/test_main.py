@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, make_roco, run_cli
-from scripts import HANG
 
 import main
 import options
+from conftest import REPOSITORY, make_roco, run_cli
+from scripts import HANG
 
 SMALL = (
     *("--arch", "resnet10t", "--text-model", "tiny", "--pretrained", "none", "--image-size", "32", "--device", "cpu"),

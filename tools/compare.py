@@ -12,8 +12,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import distributed
-import metrics
 import utils
+from evaluation import metrics
 from utils import InputError
 
 

@@ -15,9 +15,8 @@ from scipy import stats
 
 import checkpoints
 import distributed
-import metrics
-import probes
 import utils
+from evaluation import metrics, probes
 from utils import InputError, logger
 
 PERCENT = (1, 5, 10, 25, 50, 100)

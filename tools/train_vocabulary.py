@@ -23,8 +23,8 @@ def main() -> None:
     from tokenizers import BertWordPieceTokenizer
 
     import utils
-    from packed import read_lines
-    from roco import data_folder
+    from data.buffers import read_lines
+    from data.roco import data_folder
 
     try:
         _, captions = read_lines(data_folder(args.root) / "train" / "radiology" / "captions.txt")

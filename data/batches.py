@@ -1,0 +1,110 @@
+"""Batches: which samples a rank takes, the processes that load them, and what a model is given of them."""
+
+import contextlib
+import os
+import signal
+import sys
+
+import numpy as np
+import torch
+
+from data.augment import make_views
+from utils import queued
+
+
+class EpochBatches(torch.utils.data.Sampler):
+    """The (epoch, sample) keys of each of this rank's batches, from one order of all samples for each (seed, epoch).
+
+    Step t takes the same `batch_size * world * update_freq` samples on any number of ranks; the rest of an epoch's
+    order is left out.
+    """
+
+    def __init__(self, total: int, batch_size: int, update_freq: int, rank: int, world: int, seed: int):
+        self.total, self.batch_size, self.rank, self.seed = total, batch_size, rank, seed
+        self.share = batch_size * update_freq
+        self.global_batch = self.share * world
+        self.epoch = 0
+        self.first_step = 0  # of the epoch: where a resumed run goes on
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return self.total // self.global_batch
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * (self.share // self.batch_size)
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.total)
+        for step in range(self.first_step, self.steps):
+            start = step * self.global_batch + self.rank * self.share
+            for first in range(start, start + self.share, self.batch_size):
+                yield [(self.epoch, int(i)) for i in order[first : first + self.batch_size]]
+
+
+def as_is(batch):
+    """Collate function: batches come whole from `__getitems__`."""
+    return batch
+
+
+@contextlib.contextmanager
+def open_loader(dataset, batches, workers: int, device: torch.device):
+    """A DataLoader over a batch sampler (or a list of lists of indices), workers kept between epochs.
+
+    A context manager, which ends the workers: they leave the signals that end a run to the process that started them.
+    """
+    made = torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=as_is,
+        pin_memory=queued(device),
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        # Forked workers share the index and the captions' tokens.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    try:
+        yield made
+    finally:
+        iterator = made._iterator  # None without workers; there is no public way to end them
+        if iterator is not None:
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
+                if worker.is_alive():
+                    worker.kill()
+
+
+def start_worker(number: int) -> None:
+    """In a loader's process: ignore the signals of training/signals.py, and die with the process that started it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core, and forked
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, signal.SIG_IGN)
+    if hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):  # Linux
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
+
+
+def rank_batches(total: int, batch_size: int, rank: int, world: int) -> list[list[int]]:
+    """Rank r's share of range(total) (every world-th, see distributed.gather_rows), cut into batches."""
+    share = list(range(rank, total, world))
+    return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+
+
+def default_workers(world: int) -> int:
+    """Loader processes for each device: this machine's cores shared out, 8 at most."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // local))
+
+
+def model_inputs(batch: dict, objective: str, mean, std, device) -> dict:
+    """A batch of data/views.py -> the arguments of MedSLIP.encode, on the device."""
+    made = make_views(batch, mean, std, device)
+    inputs = {}
+    if objective != "simclr":
+        inputs["image"] = made.pop(0)
+        for name in ("input_ids", "attention_mask"):
+            inputs[name] = [chunk.to(device, non_blocking=True) for chunk in batch[name]]
+        inputs["text_order"] = batch["text_order"].to(device, non_blocking=True)
+    if made:
+        inputs["aug1"], inputs["aug2"] = made
+    return inputs

@@ -1,0 +1,258 @@
+"""A cache of decoded pictures: 512 and 256 pixels on the shorter side, memory-mapped, shared by ranks and later runs.
+
+A crop then costs its sampling alone. Gray pictures are kept in one plane. A cache is a folder of shards, each written
+whole, so that a build that was killed goes on; a shard whose image files have changed is built again.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+import distributed
+import utils
+from data import images, lock
+from data.images import Picture
+from utils import InputError, logger
+
+SIDES = (512, 256)  # pixels on the shorter side; smaller pictures are kept as they are
+ROW = np.dtype(
+    [("offset", "i8"), ("width", "i4"), ("height", "i4"), ("planes", "i4"), ("bytes", "i8"), ("modified", "i8")]
+)
+SHARD = 256  # pictures; more where there would be over 1,000 shards, which are one memory map each
+FREE = 0.9  # the share of the free disk that `auto` may take
+
+
+def level_shapes(width: int, height: int) -> list[tuple[int, int]]:
+    """(height, width) of each kept size, the largest first, without doubles."""
+    shapes = []
+    for side in SIDES:
+        scale = min(1.0, side / min(width, height))
+        shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+        if shape not in shapes:
+            shapes.append(shape)
+    return shapes
+
+
+def shrink(image: Image.Image) -> list[np.ndarray]:
+    """A picture at each kept size, Lanczos from the file's own."""
+    shapes = level_shapes(*image.size)
+    return [
+        np.asarray(image if shape[::-1] == image.size else image.resize(shape[::-1], Image.LANCZOS)) for shape in shapes
+    ]
+
+
+class Cache:
+    """The pictures of n files from `folder`: stands where images.Files does."""
+
+    def __init__(self, folder: Path, path, n: int):
+        self.folder, self.path, self.n = Path(folder), path, n
+        self.size = max(SHARD, -(-n // 1000))
+        self.rows, self.maps = None, {}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Picture:
+        number = i // self.size
+        if number not in self.maps:
+            self.maps[number] = np.asarray(np.memmap(self.file(number, ".bin"), np.uint8, "r"))  # slices faster
+        start, width, height, planes, *_ = self.rows[i].item()
+        levels, scales = [], []
+        for shape in level_shapes(width, height):
+            scales.append((shape[1] / width, shape[0] / height))
+            shape = shape if planes == 1 else (*shape, planes)
+            end = start + math.prod(shape)
+            levels.append(self.maps[number][start:end].reshape(shape))
+            start = end
+        return Picture(width, height, levels, scales)
+
+    def file(self, number: int, suffix: str) -> Path:
+        return self.folder / f"{number:05d}{suffix}"
+
+    def members(self, number: int) -> range:
+        return range(number * self.size, min(self.n, (number + 1) * self.size))
+
+    def open(self) -> list[int]:
+        """Read the index; -> the shards that are missing, or whose image files have changed."""
+        self.rows, self.maps = np.zeros(self.n, ROW), {}
+        with ThreadPoolExecutor(16) as pool:
+            return [number for number, good in enumerate(pool.map(self.open_shard, self.shards())) if not good]
+
+    def shards(self) -> range:
+        return range(-(-self.n // self.size))
+
+    def open_shard(self, number: int) -> bool:
+        members = self.members(number)
+        try:
+            # As a memory map: an array would be made as large as the header says, whatever the file holds.
+            rows = np.array(np.load(self.file(number, ".npy"), mmap_mode="r", allow_pickle=False))
+            end = os.path.getsize(self.file(number, ".bin"))
+        except Exception:  # NumPy's reader of headers raises whatever Python's tokenizer and parser do
+            return False
+        if rows.dtype != ROW or rows.shape != (len(members),) or not lie_end_to_end(rows, end):
+            return False
+        if any(state(self.path(i)) != (row["bytes"], row["modified"]) for i, row in zip(members, rows, strict=True)):
+            return False
+        self.rows[members.start : members.stop] = rows
+        return True
+
+    def build(self, missing: list[int]) -> None:
+        """Write shards with all cores. Raises InputError: an image cannot be read, the disk is full."""
+        count = sum(len(self.members(number)) for number in missing)
+        with (
+            tqdm(total=count, desc="cache", unit=" images", disable=None, dynamic_ncols=True) as bar,
+            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+        ):
+            stop = threading.Event()
+            jobs = [pool.submit(self.build_shard, number, bar, stop) for number in missing]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def build_shard(self, number: int, bar, stop: threading.Event) -> None:
+        rows = np.zeros(len(self.members(number)), ROW)
+        try:
+            with utils.atomic_file(self.file(number, ".bin")) as temporary, open(temporary, "wb") as file:
+                for row, i in zip(rows, self.members(number), strict=True):
+                    if stop.is_set():
+                        raise InterruptedError
+                    known = state(self.path(i))  # before the pixels: a file that changes meanwhile counts as changed
+                    image = images.read_image(self.path(i))
+                    row["offset"], row["planes"] = file.tell(), len(image.getbands())
+                    row["width"], row["height"] = image.size
+                    row["bytes"], row["modified"] = known
+                    for level in shrink(image):
+                        file.write(level.tobytes())
+                    bar.update(1)
+            with utils.atomic_file(self.file(number, ".npy")) as temporary, open(temporary, "wb") as file:
+                np.save(file, rows)
+        except InterruptedError:
+            return
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: the cache cannot be written ({error.strerror}): make room, give --cache another "
+                "folder, or --cache none"
+            ) from None
+
+
+def lie_end_to_end(rows: np.ndarray, end: int) -> bool:
+    """Whether the pictures of these rows (n,) of an index fill a file of `end` bytes, in order and without a gap."""
+    size = np.stack([rows["height"], rows["width"]]).astype(np.float64)
+    if size.min() < 1 or not np.isin(rows["planes"], (1, 3)).all():
+        return False
+    pixels, larger = 0, 0
+    for side in SIDES:  # as level_shapes has them
+        shape = np.maximum(1, np.rint(size * np.minimum(1.0, side / size.min(axis=0))))
+        pixels, larger = pixels + shape.prod(axis=0) * (shape != larger).any(axis=0), shape
+    ends = np.cumsum(pixels * rows["planes"])
+    return bool((rows["offset"][1:] == ends[:-1]).all()) and rows["offset"][0] == 0 and ends[-1] == end
+
+
+def state(path: str) -> tuple[int, int]:
+    """A file's size and time of change; -1, -1 where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def estimate(path, n: int, sample: int = 200) -> int:
+    """Bytes that a cache of n files will take, from evenly spaced ones."""
+    chosen = [n * k // min(n, sample) for k in range(min(n, sample))]
+
+    def size(i):
+        image = images.read_image(path(i))
+        return sum(h * w for h, w in level_shapes(*image.size)) * len(image.getbands())
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return n * sum(pool.map(size, chosen)) // len(chosen)
+
+
+def room(folder: Path) -> int:
+    """Free bytes where `folder` is or would be; 0 if it cannot be written."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    return shutil.disk_usage(there).free if os.access(there, os.W_OK) else 0
+
+
+def complete(made: Cache, about: str) -> None:
+    """Build what a cache lacks, when no other run is at it; `about` is said if there is something to build.
+
+    Raises InputError.
+    """
+    try:
+        made.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache {made.folder}: cannot be made or written: {error.strerror}") from None
+    with lock.Lock(made.folder, "--cache", wait=True):
+        missing = made.open()
+        if not missing:
+            logger.info(f"pictures from the cache {made.folder}")
+            return
+        there = f"{len(made.shards()) - len(missing)} of {len(made.shards())} parts are there"
+        logger.info(f"building a cache{about} in {made.folder}; {there}")
+        utils.remove_temporaries(made.folder)
+        made.build(missing)
+
+
+def pictures(choice: str, root: str, name: str, path, n: int, image_size: int):
+    """The pictures of the n files `path(i)` under `root`: a Cache, built if need be, or images.Files.
+
+    `choice` is --cache: "none", "auto" or a folder. Every rank calls it; rank 0 builds, and so does the first rank of
+    any machine that does not see its folder. Raises InputError.
+    """
+    folder = distributed.on_rank0(prepare, choice, root, name, path, n, image_size)
+    if folder is None:
+        return images.Files(path, n)
+    made = Cache(folder, path, n)
+    missing = made.open()
+    if missing and distributed.rank() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        complete(made, "")
+    distributed.all_objects(None)
+    if missing and made.open():
+        raise InputError(f"{folder}: the cache is not complete on every machine: give --cache another folder, or none")
+    return made
+
+
+def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) -> Path | None:
+    """On rank 0: choose the folder and build what is missing -> the cache's folder, or None without one."""
+    if choice == "none" or n == 0:
+        return None
+    listing = hashlib.sha256(f"{SIDES}".encode())
+    for i in range(n):
+        listing.update(path(i).encode() + b"\n")
+    key = f"{name}-{listing.hexdigest()[:16]}"
+    if choice != "auto":
+        candidates = [Path(choice).expanduser().absolute()]
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        candidates = [Path(root) / "medslip_cache", home / "medslip"]
+    for candidate in candidates:
+        made = Cache(candidate / key, path, n)
+        if (candidate / key).is_dir() and not made.open():
+            logger.info(f"{name}: pictures from the cache {made.folder}")
+            return made.folder
+    if choice == "auto" and image_size > min(SIDES) * 1.25:
+        logger.info(f"{name}: no cache: views of {image_size} pixels are cut from the files themselves")
+        return None
+    needed = estimate(path, n)
+    for candidate in candidates:
+        free, made = room(candidate), Cache(candidate / key, path, n)
+        begun = (made.folder / lock.NAME).exists()  # by a run that found room for it, and has taken some since
+        if choice != "auto" or begun or needed <= FREE * free:
+            complete(made, f" of about {needed / 1e9:.1f} GB ({free / 1e9:.0f} GB free) for {name}")
+            return made.folder
+    logger.info(f"{name}: no cache: about {needed / 1e9:.1f} GB would not fit; pictures come from the files themselves")
+    return None

@@ -1,0 +1,140 @@
+"""Features of a frozen encoder, extracted once; an extraction that was interrupted goes on where it was."""
+
+import itertools
+import time
+import zlib
+from pathlib import Path
+
+import torch
+
+import checkpoints
+import distributed
+import models
+import utils
+from data import augment, views
+from data.batches import open_loader, rank_batches
+from training.progress import Progress
+from utils import InputError, Interrupted, logger
+
+FLIPS = ((), (-1,), (-2,), (-2, -1))  # the axes that are turned: none, left to right, upside down, both
+
+
+@torch.no_grad()
+def extract(model, data, pictures, args, device, dtype, workers: int, folder: Path, stop, flips=False) -> torch.Tensor:
+    """Features (N, D) float32 of the `pictures` of `data`, on the CPU; each rank encodes its share, all get all.
+
+    With `flips` (N, 4, D): those of each image in all of `FLIPS`.
+
+    What is done is kept in `folder` at intervals (--save-every), and when `stop` (signals.StopRequest) asks to
+    leave; the same encoder on the same images then begins with it. Raises Interrupted, or InputError if features are
+    not finite.
+    """
+    batches = rank_batches(len(data), args.batch_size, distributed.rank(), distributed.world_size())
+    projected = args.features == "projected"
+    width = models.EMBED_DIM if projected else model.image_projection.in_features
+    shape = (len(FLIPS), width) if flips else (width,)
+    key = identity(model, data, args, dtype, flips)
+    kept = Shards(folder / f"{distributed.rank()}_of_{distributed.world_size()}", key, shape)
+    rows = [kept.rows] if len(kept.rows) else []
+    done = -(-len(kept.rows) // args.batch_size)
+    if done:
+        logger.info(f"going on with {done} of {len(batches)} batches of features in {folder}")
+    most = max(distributed.all_objects(len(batches) - done))  # every rank asks `stop` as often
+    dataset = views.WholeImages(pictures, None, args.image_size, data.fit)
+    norm = models.mean_std(args.normalize, args.arch)
+    progress = Progress(len(batches), args.print_freq, "features", done)
+    new, saved_at = [], time.monotonic()
+    every_steps, every_seconds = args.save_every
+    with open_loader(dataset, batches[done:], workers, device) as loader:
+        for batch in itertools.islice(itertools.chain(loader, itertools.repeat(None)), most):
+            if stop.check():
+                kept.add(new)
+                distributed.all_objects(None)  # a launcher ends all ranks when one has left
+                raise Interrupted(stop.signals)
+            if batch is None:
+                continue
+            new.append(encode(model, batch, norm, device, dtype, projected, flips))
+            rows.append(new[-1])
+            progress.step(len(new[-1]), dict)
+            if len(new) == every_steps or (every_seconds and time.monotonic() - saved_at >= every_seconds):
+                new, saved_at = kept.add(new), time.monotonic()
+    kept.add(new)
+    progress.close()
+    mine = torch.cat([one.to(device) for one in rows]) if rows else torch.zeros(0, *shape, device=device)
+    features = distributed.gather_rows(mine, len(data)).cpu()
+    if not features.isfinite().all():
+        raise InputError(f"{args.pretrained}: the encoder gives features that are not finite; try --amp off")
+    return features
+
+
+def encode(model, batch, norm, device, dtype, projected: bool, flips: bool) -> torch.Tensor:
+    """A batch of views.WholeImages -> its features (n, D) float32 on the device; with `flips` (n, 4, D)."""
+    (pixels,) = augment.make_views(batch, *norm, device)
+    with utils.autocast(device, dtype):
+        encoded = [model.encode_image(pixels.flip(axes), projected).float() for axes in FLIPS[: 4 if flips else 1]]
+    return torch.stack(encoded, dim=1) if flips else encoded[0]
+
+
+def identity(model, data, args, dtype, flips: bool) -> str:
+    """What the features depend on: the weights, the images' names, and how they are shown to the encoder."""
+    weights = 0
+    for tensor in model.state_dict().values():
+        weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), weights)
+    names = zlib.crc32("\n".join(data.ids).encode())
+    settings = (
+        args.arch,
+        args.features,
+        args.normalize,
+        args.image_size,
+        args.batch_size,
+        str(dtype),
+        data.fit,
+        args.cache == "none",
+        flips,
+    )
+    return f"{weights:08x} {names:08x} {settings}"
+
+
+class Shards:
+    """Rows, each of `shape`, that were extracted before, in numbered files; `rows` are those that go with `key`."""
+
+    def __init__(self, folder: Path, key: str, shape: tuple[int, ...] = ()):
+        self.folder, self.key, self.shape, self.count, self.written = folder, key, shape, 0, 0
+        found = []
+        while (path := self.path()).exists():
+            try:
+                contents = checkpoints.read(path)
+            except InputError as error:
+                logger.warning(str(error))
+                break
+            if not self.follows(contents):
+                break  # of another run, or of an earlier one that this one's files have partly replaced
+            found.append(contents["rows"])
+            self.count, self.written = self.count + 1, self.written + len(found[-1])
+        self.rows = torch.cat(found) if found else torch.zeros(0)
+
+    def follows(self, contents: dict) -> bool:
+        """Whether a file's contents are the rows that come after those that were found."""
+        key, start, rows = (contents.get(name) for name in ("key", "start", "rows"))
+        if not (isinstance(key, str) and isinstance(start, int) and isinstance(rows, torch.Tensor)):
+            return False
+        plain = rows.dtype == torch.float32 and rows.layout == torch.strided
+        fits = rows.ndim > 0 and len(rows) > 0 and rows.shape[1:] == self.shape
+        return key == self.key and start == self.written and plain and fits
+
+    def path(self) -> Path:
+        return self.folder / f"{self.count:05d}.pt"
+
+    def add(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Write more rows -> those that a disk refused, for the next try."""
+        if not rows:
+            return []
+        new = torch.cat(rows).cpu()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            utils.save_tensors({"key": self.key, "start": self.written, "rows": new}, self.path())
+        except (OSError, InputError) as error:
+            logger.warning(f"{error}; the extraction goes on")
+            return rows
+        self.count, self.written = self.count + 1, self.written + len(new)
+        return []

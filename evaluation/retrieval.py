@@ -1,0 +1,173 @@
+"""The validation of a training run: image-text retrieval, or for `simclr` its loss."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import distributed
+import losses
+import models
+import utils
+from data import views
+from data.batches import EpochBatches, model_inputs, open_loader, rank_batches
+from evaluation import metrics
+from utils import InputError
+
+
+def validation_loader(args, pictures, tokens, workers: int, device):
+    """A context manager: batches of this rank's share of the validation set, as many on every rank or one less."""
+    world = distributed.world_size()
+    if args.objective == "simclr":
+        batch_size = min(args.batch_size, len(pictures) // world)
+        if batch_size < 2:
+            raise InputError(f"{len(pictures)} validation pairs are too few for {world} devices")
+        batches = EpochBatches(len(pictures), batch_size, 1, distributed.rank(), world, args.seed)
+        dataset = views.TrainViews(pictures, None, "simclr", args.image_size, args.seed)
+        return open_loader(dataset, batches, workers, device)
+    dataset = views.WholeImages(pictures, tokens, args.image_size, "center")
+    batches = rank_batches(len(pictures), args.batch_size, distributed.rank(), world)
+    return open_loader(dataset, batches, workers, device)
+
+
+@torch.no_grad()
+def evaluate(model, loader, total: int, args, device, dtype, stop=None, disjoint=None) -> dict | None:
+    """Recall at 1, 5 and 10 in percent and median rank over `total` pairs; `score` (higher is better), the mean of the
+    six recalls, picks the best epoch.
+
+    `disjoint` (total,) bool: pairs of articles without training images, on which the recalls are given again.
+    `simclr` has no text: its loss on fixed views of the validation images, `score` its negative. None if `stop`
+    (signals.StopRequest) asks to leave.
+    """
+    if args.objective == "simclr":
+        return validation_loss(model, loader, total, args, device, dtype, stop)
+    embeddings = embed(model, loader, total, args, device, dtype, stop)
+    if embeddings is None:
+        return None
+    results = metrics.retrieval(*embeddings)
+    score = mean_recall(results)
+    if disjoint is not None and 1 < disjoint.sum() < total:
+        rows = torch.from_numpy(disjoint).to(device)
+        part = metrics.retrieval(*(one[rows] for one in embeddings))
+        results |= {f"disjoint_{name}": value for name, value in part.items()}
+    return {**results, "pairs": total, "score": score}
+
+
+def mean_recall(results: dict) -> float:
+    """The mean of the six recalls, which picks the best epoch."""
+    return sum(results[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)) / 6
+
+
+def batches_of(model, loader, total: int, args, objective: str, device, dtype, stop):
+    """The model's outputs for each batch; None at the end if `stop` asked to leave, on every rank at the same batch."""
+    model.eval()
+    norm = models.mean_std(args.normalize, args.arch)
+    most = math.ceil(math.ceil(total / distributed.world_size()) / args.batch_size)
+    for batch in itertools.islice(itertools.chain(loader, itertools.repeat(None)), max(most, len(loader))):
+        if stop is not None and stop.check():  # every rank asks as often
+            yield None
+            return
+        if batch is None:
+            continue
+        inputs = model_inputs(batch, objective, *norm, device)
+        with utils.autocast(device, dtype):
+            outputs = model(**inputs)
+        yield outputs
+
+
+@torch.no_grad()
+def validation_loss(model, loader, total: int, args, device, dtype, stop=None) -> dict | None:
+    loss_function = losses.create_loss("simclr", args.ssl_temp)
+    found = []
+    for outputs in batches_of(model, loader, total, args, "simclr", device, dtype, stop):
+        if outputs is None:
+            return None
+        found.append(loss_function(outputs)["loss"])
+    loss = distributed.mean_over_ranks(torch.stack(found).mean()).item()
+    if not math.isfinite(loss):
+        raise InputError("the validation loss is not finite: lower --lr, give --clip-grad, or try --amp off")
+    return {"loss": loss, "score": -loss}
+
+
+@torch.no_grad()
+def embed(model, loader, total: int, args, device, dtype, stop=None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The image and caption embeddings (total, 512) of all ranks' pairs, in order, L2-normalised."""
+    found = []
+    for outputs in batches_of(model, loader, total, args, "clip", device, dtype, stop):
+        if outputs is None:
+            return None
+        found.append((outputs["image_embed"], outputs["text_embed"]))
+    columns = zip(*found, strict=True) if found else ([torch.zeros(0, models.EMBED_DIM, device=device)],) * 2
+    image, caption = (distributed.gather_rows(utils.full_precision(torch.cat(column)), total) for column in columns)
+    if not (image.isfinite().all() and caption.isfinite().all()):
+        raise InputError("the validation embeddings are not finite: lower --lr, give --clip-grad, or try --amp off")
+    return F.normalize(image, dim=-1), F.normalize(caption, dim=-1)
+
+
+# The report of --evaluate
+
+
+def report(embeddings, pairs, articles: list, disjoint, args, device) -> dict:
+    """What `main.py --evaluate` writes as retrieval.json: metrics with 95% intervals, and examples.
+
+    Recalls and median ranks on the whole split, on galleries of 1,000 and on the article-disjoint part; alignment of
+    the pairs and uniformity of either side (Wang & Isola 2020). Intervals resample articles (pairs, where those are
+    unknown) with the gallery as it is.
+    """
+    image, caption = embeddings
+    ranks = metrics.retrieval_ranks(image, caption)
+    groups = group_numbers(articles)
+    found, intervals = metrics.recalls(ranks), metrics.recall_intervals(ranks, groups, seed=args.seed)
+    found |= metrics.gallery_recalls(image, caption)
+    if disjoint is not None and 1 < disjoint.sum() < len(pairs):
+        rows = torch.from_numpy(disjoint).to(image.device)
+        part = metrics.retrieval_ranks(image[rows], caption[rows])
+        found |= {f"disjoint_{name}": value for name, value in metrics.recalls(part).items()}
+        some = metrics.recall_intervals(part, groups[disjoint], seed=args.seed)
+        intervals |= {f"disjoint_{name}": value for name, value in some.items()}
+    found |= {
+        "alignment": metrics.alignment(image, caption),
+        "image_uniformity": metrics.uniformity(image),
+        "text_uniformity": metrics.uniformity(caption),
+    }
+    return {
+        "split": "validation",
+        "pairs": len(pairs),
+        "score": mean_recall(found),
+        "metrics": found,
+        "ci95": intervals,
+        "ranks": {"ids": list(pairs.ids), **{name: one.tolist() for name, one in ranks.items()}},
+        "examples": examples(image, caption, ranks["i2t"], pairs),
+        "run": utils.provenance(vars(args), device, distributed.world_size()),
+    }
+
+
+def group_numbers(articles: list[str | None]) -> np.ndarray:
+    """A number for each article; a pair without one is a group of its own."""
+    names = [one or f"pair {i}" for i, one in enumerate(articles)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def examples(image, caption, ranks: torch.Tensor, pairs, count: int = 5) -> dict:
+    """The images whose captions are found first and last, with the three captions that each retrieves."""
+    own = (image * caption).sum(dim=1)
+    order = sorted(range(len(ranks)), key=lambda i: (ranks[i].item(), -own[i].item()))
+
+    def describe(i: int) -> dict:
+        best = (image[i] @ caption.T).topk(min(3, len(caption)))
+        retrieved = [
+            {"id": pairs.ids[j], "caption": pairs.captions[j], "score": score}
+            for j, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        rank = int(ranks[i].item()) + 1
+        return {
+            "id": pairs.ids[i],
+            "path": pairs.path(i),
+            "caption": pairs.captions[i],
+            "rank": rank,
+            "retrieved": retrieved,
+        }
+
+    return {"good": [describe(i) for i in order[:count]], "bad": [describe(i) for i in order[::-1][:count]]}

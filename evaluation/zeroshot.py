@@ -1,0 +1,97 @@
+"""Zero-shot classification: a class is the mean embedding of its prompts (Radford et al., ICML 2021, section 3.1.4)."""
+
+import json
+import re
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import checkpoints
+import models
+import utils
+from data.tokens import Tokens, from_json, load_tokenizer
+from utils import InputError
+
+
+def make_model(args, contents: dict | None, path):
+    """The image and text towers of a checkpoint, and its tokenizer -> model, tokenizer, loaded parts, context length.
+
+    Raises InputError for a checkpoint without a text tower.
+    """
+    saved = (checkpoints.own_arguments(contents) or {}) if contents is not None else {}
+    if contents is None or saved.get("objective") == "simclr":
+        raise InputError(
+            f"--probe zeroshot: --pretrained {args.pretrained} has no text tower: give a checkpoint with one"
+        )
+    args.text_model = args.text_model or saved.get("text_model")
+    serialised = contents.get("tokenizer")
+    tokenizer = from_json(serialised) if serialised else load_tokenizer(args.text_model or models.BIO_CLINICAL_BERT)
+    model = models.create_model(
+        args.arch, "clip", "none", args.text_model, saved.get("text_pooling", "masked"), len(tokenizer),
+        image_size=args.image_size,
+    )  # fmt: skip
+    loaded = checkpoints.load_weights(model, contents, path, args.arch)
+    absent = {"text_encoder", "text_projection", "image_projection"} - loaded
+    if absent:
+        raise InputError(
+            f"--probe zeroshot: {path} lacks {', '.join(sorted(absent))}: give a checkpoint with both towers"
+        )
+    return model, tokenizer, loaded, saved.get("context_length", 77)
+
+
+def read_prompts(path: str, dataset: str, classes: list[str]) -> list[list[str]]:
+    """The prompts of each class: those of `sets[dataset]`, else `templates` with the class's name for {}.
+
+    Raises InputError for a file that is no such thing, or a set whose classes differ.
+    """
+    try:
+        contents = json.loads(utils.read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}): correct it") from None
+    contents = contents if isinstance(contents, dict) else {}
+    sets = contents.get("sets")
+    prompts = sets.get(dataset) if isinstance(sets, dict) else None
+    if prompts is None:
+        templates = contents.get("templates")
+        if not is_texts(templates) or not all("{}" in one for one in templates):
+            raise InputError(
+                f'{path}: no prompts for \'{dataset}\' in "sets", and no "templates" with {{}}: add either'
+            )
+        names = [name.replace("_", " ").lower() for name in classes]
+        return [[template.replace("{}", name) for template in templates] for name in names]
+    if not isinstance(prompts, dict) or set(prompts) != set(classes) or not all(map(is_texts, prompts.values())):
+        raise InputError(f"{path}: the prompts of '{dataset}' must be lists of texts for {', '.join(classes[:10])}")
+    return [prompts[name] for name in classes]
+
+
+def is_texts(value) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_text, value))
+
+
+def is_text(value) -> bool:
+    """Whether it is a string with something in it; JSON can write halves of characters, which no tokenizer takes."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+
+
+@torch.no_grad()
+def fit(model, tokenizer, prompts: list[list[str]], context_length: int, device, dtype):
+    """-> a function from image features (M, 512) to probabilities (M, K), and what was used."""
+    pad_to = context_length if model.text_pooling == "padded" else None
+    means = []
+    for some in prompts:
+        batch = Tokens(tokenizer, some, context_length, pad_to).batch(range(len(some)))
+        with utils.autocast(device, dtype):
+            chunks = [
+                model.encode_text(ids.to(device), mask.to(device))
+                for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            ]
+        means.append(F.normalize(torch.cat(chunks).float(), dim=-1).mean(dim=0))
+    classes = F.normalize(torch.stack(means), dim=-1).cpu()
+    scale = model.logit_scale.exp().item()
+
+    def predict(unseen: np.ndarray) -> np.ndarray:
+        similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ classes.T
+        return F.softmax(scale * similarity.double(), dim=1).numpy()
+
+    return predict, {"probe": "zeroshot", "prompts": sum(map(len, prompts)), "logit_scale": scale}

@@ -1,0 +1,80 @@
+"""A text model's name on a machine without network: an answer within seconds, from the hub's cache if it is there."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from conftest import REPOSITORY
+from forked import make_text_model
+
+# The time is taken inside the process, without its start, of the calls that a run makes; what it computes itself,
+# which other processes may delay, is left out.
+CODE = """
+import sys, time
+import models
+from data import tokens
+began, computed = time.monotonic(), time.process_time()
+for name in sys.argv[1:]:
+    for call in (lambda: tokens.load_tokenizer(name), lambda: models.text_encoder(name, pretrained=True)):
+        try:
+            print("found", type(call()).__name__)
+        except Exception as error:
+            print(type(error).__name__, error)
+print(time.monotonic() - began - (time.process_time() - computed))
+"""
+
+
+def ask(home, endpoint, *names):
+    """-> what came of each name's tokenizer and of its weights, and the seconds that all of it waited."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_ENDPOINT": endpoint}
+    words = [sys.executable, "-c", CODE, *names]
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    *lines, waited = done.stdout.splitlines()
+    return lines, float(waited)
+
+
+@pytest.fixture
+def silent():
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def put(home, name, source, *files):
+    """Some files of a folder, in the hub's cache as its library leaves them."""
+    root, commit = home / "hub" / f"models--{name.replace('/', '--')}", "a" * 40
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit)
+    (root / "snapshots" / commit).mkdir(parents=True)
+    for file in files:
+        shutil.copy(source / file, root / "snapshots" / commit)
+
+
+def refused(lines, endpoint):
+    for line, what in zip(lines, ("its tokenizer", "no weights"), strict=True):
+        assert line.startswith("InputError --text-model no/model: ") and what in line
+        assert f"{endpoint} does not answer, and the hub's cache lacks it" in line and ": give " in line
+
+
+def test_a_host_that_has_no_address(tmp_path):
+    lines, waited = ask(tmp_path, "http://no-such-host.invalid", "no/model")
+    refused(lines, "http://no-such-host.invalid")
+    assert waited < 5
+
+
+def test_a_hub_that_is_silent_and_what_its_cache_has(tmp_path, silent):
+    source = make_text_model(tmp_path)
+    BertModel(BertConfig.from_pretrained(source)).save_pretrained(source)
+    put(tmp_path, "some/model", source, "config.json", "vocab.txt", "model.safetensors")
+    put(tmp_path, "cut/short", source, "config.json")
+    lines, waited = ask(tmp_path, silent, "no/model", "some/model", "cut/short")
+    refused(lines[:2], silent)
+    assert lines[2:4] == ["found BertTokenizer", "found BertModel"]
+    assert "no vocabulary" in lines[4] and "no weights" in lines[5]
+    assert waited < 5
