@@ -135,6 +135,7 @@ def run(args, device, out: Path, held) -> None:
         if resumed is not None:
             step.load_state_dict(resumed["progress"])
         keeper = saver.Saver(out, args.save_every, epoch * batches.steps + first_step, best)
+        stack.callback(keeper.wait)  # a thread that writes must not meet the interpreter's end
         step.before_update = keeper.wait_for_copy
         stop = stack.enter_context(interrupt.StopRequest())
 
@@ -195,6 +196,7 @@ def run(args, device, out: Path, held) -> None:
             logger.info(shown + ("  (best)" if keeper.is_best(score) else ""))
             step.reset()
             epoch, first_step = epoch + 1, 0
+            held.check()
             keeper.save(state(0), score)
         utils.on_rank0(finish)
 

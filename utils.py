@@ -24,6 +24,7 @@ from device import name as device_name
 logger = logging.getLogger("medslip")
 
 
+before_end = []  # functions that undo what must not outlive a process that ends at once: distributed.end_now
 EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: try again later
 
 
