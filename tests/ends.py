@@ -202,6 +202,7 @@ def main() -> None:
     rows = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
     expected = test_losses.expected_gradients(rows)
     gc.freeze()  # else each forked process copies the pages of all modules when it collects
+    del sys.modules["__main__"].__file__  # so that a spawned process imports test_losses.py alone, as in the test
     others = [busy() for _ in range(args.busy)]
     good, started = True, time.monotonic()
     folder = Path(tempfile.mkdtemp())  # not a TemporaryDirectory, which every forked process would remove at its end
