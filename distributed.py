@@ -7,6 +7,7 @@ ends for an error of its own would leave the others with broken connections, so 
 On one process alone every function here does what it says without a group.
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -30,24 +31,31 @@ from torch import nn
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.rendezvous import rendezvous
 
+import utils
 from utils import EXIT_INTERRUPTED, InputError, Interrupted, full_precision, logger
 
 TIMEOUT = timedelta(minutes=60)  # of a collective: rank 0 may build a cache meanwhile
 POLL = 0.3  # seconds between two looks for another rank's error
-PATIENCE = 10.0  # seconds that a rank with an error waits for the others to have seen it
+PATIENCE = 20.0  # seconds that a rank with an error waits for the others to have told of it
 
 
 class Herald(threading.Thread):
     """Tells the other ranks of this one's error, and ends this process when another rank tells of one.
 
-    It goes by the store of the rendezvous: a collective would need the ranks that are blocked in one.
+    It goes by the store of the rendezvous: a collective would need the ranks that are blocked in one. Nothing waits
+    longer than PATIENCE for a store that does not answer.
     """
 
     def __init__(self, store: dist.Store, rank: int, world: int):
         super().__init__(daemon=True)
-        self.store, self.told = store.clone(), store.clone()  # a connection for each thread
+        self.kept = store  # rank 0's may be the one that serves the others
+        self.store, self.mine = store.clone(), store.clone()  # a connection for each of the two threads
+        for one in (self.store, self.mine):
+            one.set_timeout(timedelta(seconds=5))
         self.rank, self.world = rank, world
-        self.stopped, self.ending = threading.Event(), threading.Lock()
+        # The thread that tells why this process ends takes `ending` and keeps it. The other thread, whose error is a
+        # consequence (a broken connection), then waits there for the end.
+        self.stopped, self.ending = threading.Event(), threading.RLock()
 
     def run(self) -> None:
         with contextlib.suppress(RuntimeError):  # the process that held the store has left
@@ -55,28 +63,58 @@ class Herald(threading.Thread):
                 if self.store.check(["error"]):
                     rank, code, line = json.loads(self.store.get("error"))
                     if rank != self.rank and self.ending.acquire(blocking=False):
-                        self.store.add("seen", 1)
                         say(f"rank {rank}: {line}")
+                        within_patience(self.count_out, self.store)
                         end_now(code)
+
+    def count_out(self, store: dist.Store) -> None:
+        """This rank needs to be told nothing more. Rank 0, which may hold the store, waits for the others."""
+        store.add("told", 1)
+        if self.rank:
+            store.add("gone", 1)
+        else:
+            wait_for(store, "gone", self.world - 1)
 
     def stop(self) -> None:
         self.stopped.set()
-        self.join()
+        self.join(PATIENCE)
+        within_patience(self.count_out, self.mine)
 
     def tell(self, code: int, line: str) -> None:
-        """Let every rank end with `code` and `line`; return when they have seen it."""
-        self.ending.acquire()  # for good; this thread waits here if another rank's error is ending the process
+        """Let every rank end with `code` and `line`; return when they have told of it."""
+
+        def tell_all() -> None:
+            self.mine.compare_set("error", "", json.dumps([self.rank, code, line]))
+            self.mine.add("told", 1)
+            wait_for(self.mine, "told", self.world)  # when this rank ends, it breaks the others' collectives
+            if self.rank:
+                self.mine.add("gone", 1)
+            else:
+                wait_for(self.mine, "gone", self.world - 1)
+
         self.stopped.set()
+        within_patience(tell_all)
+
+
+def wait_for(store: dist.Store, key: str, count: int) -> None:
+    while store.add(key, 0) < count:
+        time.sleep(0.05)
+
+
+def within_patience(function, *args) -> None:
+    """Call it in a thread that is left alone after PATIENCE; a store that is gone is no error."""
+
+    def call() -> None:
         with contextlib.suppress(RuntimeError):
-            self.told.compare_set("error", "", json.dumps([self.rank, code, line]))
-            self.told.add("seen", 1)
-            # Rank 0 may hold the store, and each rank's connections break the others' collectives when it ends.
-            deadline = time.monotonic() + PATIENCE
-            while self.told.add("seen", 0) < self.world and time.monotonic() < deadline:
-                time.sleep(0.05)
+            function(*args)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
 
 
 herald: Herald | None = None
+exit_code = 0  # that run_script gave
 
 
 def init_distributed(device: str | None, backend: str | None, dist_url: str) -> torch.device:
@@ -125,13 +163,15 @@ def leave() -> None:
     The group ends with the last reference to it, and joins its threads.
     """
     global herald
-    if herald is not None:
-        herald.stop()
-        herald = None
     if dist.is_initialized():
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # what --compile has compiled holds the group
         gc.collect()  # a network is part of cycles
         dist.destroy_process_group()
         gc.collect()
+    if herald is not None:
+        herald.stop()
+        herald = None
 
 
 def group_threads() -> list[str]:
@@ -143,12 +183,20 @@ def group_threads() -> list[str]:
     return [name for name in found if "gloo" in name]
 
 
+@atexit.register  # early, and so called after the hooks of what is imported later
+def avoid_finalising() -> None:
+    """Where something global holds the group after all, end before its threads meet the interpreter's end."""
+    if group_threads():
+        end_now(exit_code)
+
+
 def run_script(main, args) -> None:
     """Call `main(args)`, then leave the process group and exit.
 
     Exit codes: 0; 2 and one line on stderr for an `InputError`; 75 for `Interrupted`; 1 for any other exception. An
     error on one rank alone ends all ranks with its code and its line.
     """
+    global exit_code
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
     code, line = 0, ""
     try:
@@ -164,19 +212,18 @@ def run_script(main, args) -> None:
     except KeyboardInterrupt:  # before a StopRequest is there to catch it
         if herald is None:
             raise
-        end_now(128 + signal.SIGINT)
+        code, line = 128 + signal.SIGINT, "interrupted"
     except Exception as error:
         if herald is None:
             raise
+        herald.ending.acquire()
         traceback.print_exc()
         code, line = 1, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     # Only here are the exception and its frames gone, and with them what these held.
     if line:
         fail(code, line)
     leave()
-    if group_threads():  # somebody's global holds the group
-        logging.shutdown()
-        end_now(code)
+    exit_code = code
     if code:
         sys.exit(code)
 
@@ -184,9 +231,11 @@ def run_script(main, args) -> None:
 def fail(code: int, line: str) -> None:
     """Print `line` and exit with `code`; of several ranks each does so, without waiting for what is in flight."""
     logging.shutdown()
-    say(line)
     if herald is None:
+        say(line)
         sys.exit(code)
+    herald.ending.acquire()
+    say(line)
     herald.tell(code, line)
     end_now(code)
 
@@ -197,6 +246,9 @@ def say(line: str) -> None:
 
 def end_now(code: int) -> None:
     """End the process without finalising the interpreter, where threads of a collective may be left."""
+    for release in list(utils.before_end):
+        with contextlib.suppress(Exception):
+            release()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

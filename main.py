@@ -128,6 +128,7 @@ def run(args, device, out: Path, held) -> None:
         if resumed is not None:
             step.load_state_dict(resumed["progress"])
         keeper = saver.Saver(out, args.save_every, epoch * batches.steps + first_step, best)
+        stack.callback(keeper.wait)  # a thread that writes must not meet the interpreter's end
         step.before_update = keeper.wait_for_copy
         stop = stack.enter_context(signals.StopRequest())
 
@@ -188,6 +189,7 @@ def run(args, device, out: Path, held) -> None:
             logger.info(shown + ("  (best)" if keeper.is_best(score) else ""))
             step.reset()
             epoch, first_step = epoch + 1, 0
+            held.check()
             keeper.save(state(0), score)
         distributed.on_rank0(finish)
 

@@ -107,12 +107,14 @@ def launch(script: str, args) -> None:
     if not here:
         return
     try:
-        job.wait()
-        results = [job.task(number).paths.result_pickle for number in range(args.ngpus)]
-        if args.cluster == "local" and not all(path.exists() for path in results):
-            raise RuntimeError  # at once: job.results() would look for it for 15 s
+        if args.cluster == "local":
+            job.wait()
+            if not all(job.task(number).paths.result_pickle.exists() for number in range(args.ngpus)):
+                raise RuntimeError  # at once: job.results() would look for it for 15 s
         job.results()
     except (Exception, SystemExit):
+        if args.cluster == "debug":  # in this process, which has said why
+            raise
         last = (job.stderr() or "no output").strip().splitlines()[-1]
         raise InputError(f"job {job.job_id} failed: {last} (all of it: {job.paths.stderr})") from None
     print(job.stdout() or "", end="")

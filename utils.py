@@ -17,6 +17,7 @@ import torch
 logger = logging.getLogger("medslip")
 
 
+before_end = []  # functions that undo what must not outlive a process that ends at once: distributed.end_now
 EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: try again later
 
 

@@ -250,7 +250,7 @@ def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) ->
     needed = estimate(path, n)
     for candidate in candidates:
         free, made = room(candidate), Cache(candidate / key, path, n)
-        begun = (made.folder / lock.NAME).exists()  # by a run that found room for it, and has taken some since
+        begun = lock.in_use(made.folder)  # by a run that found room for it, and has taken some since
         if choice != "auto" or begun or needed <= FREE * free:
             complete(made, f" of about {needed / 1e9:.1f} GB ({free / 1e9:.0f} GB free) for {name}")
             return made.folder

@@ -44,6 +44,6 @@ def load(function, name: str, **arguments):
         return function(name, **arguments)
     try:
         return function(name, local_files_only=True, **arguments)
-    except Exception:
+    except OSError:
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"{constants.ENDPOINT} does not answer"
         raise OSError(f"{why}, and the hub's cache lacks it") from None

@@ -20,6 +20,7 @@ from utils import InputError, logger
 
 NAME = ".lock"
 BEAT = 10.0  # seconds between two touches
+WATCH = 15.0  # seconds for which the touches of a process elsewhere are looked out for, however old the last one is
 STALE = 60.0  # seconds without one after which a process elsewhere is taken to be gone
 GRACE = 3.0  # seconds that a process on this machine is given to end: a requeued job may meet its former self
 POLL = 0.5  # seconds
@@ -44,7 +45,7 @@ def myself() -> dict:
 def runs(owner: dict) -> bool | None:
     """Whether the process that `myself` described there still runs; None if that cannot be known from here."""
     me = myself()
-    if owner.get("start") is None or any(owner.get(key) != me[key] for key in ("boot", "namespace")):
+    if owner.get("start") is None or any(owner.get(key) != me[key] for key in ("host", "boot", "namespace")):
         return None
     try:
         state, start = process(owner["pid"])
@@ -63,8 +64,8 @@ class Lock:
     """The lock of the folder that `flag` names, and that is there; a context manager.
 
     `wait` waits for another process to end; without it InputError is raised if there is one. What a process that was
-    killed has left is taken over: at once if that was on this machine or more than STALE seconds ago, else after
-    they have passed. Raises InputError if the folder cannot be written.
+    killed has left is taken over: at once if that was on this machine, else when it has given no sign for STALE
+    seconds, of which WATCH are looked on. Raises InputError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, flag: str, wait: bool = False):
@@ -72,6 +73,7 @@ class Lock:
         self.text = json.dumps({**myself(), "token": secrets.token_hex(8)})
         self.claim = folder / f"{NAME}.claim.tmp"
         self.probe = folder / f"{NAME}.{secrets.token_hex(8)}.tmp"
+        self.touched = 0.0  # by our clock, which goes on while the process is suspended
         self.lost, self.stop, self.thread = None, threading.Event(), None
 
     def __enter__(self):
@@ -86,10 +88,12 @@ class Lock:
             self.wait_for_it()
         except OSError as error:
             raise InputError(
-                f"{self.flag} {self.folder}: cannot be written ({error.strerror}): make room, or give another"
+                f"{self.flag} {self.folder}: cannot be written ({error.strerror or error}): make room, or give another"
             ) from None
+        self.touched = time.time()
         self.thread = threading.Thread(target=self.beat, daemon=True)
         self.thread.start()
+        utils.before_end.append(self.release)
 
     def wait_for_it(self) -> None:
         begun, seen, since, moved, said = time.monotonic(), None, 0.0, False, False
@@ -99,10 +103,10 @@ class Lock:
                 continue  # released meanwhile
             now, owner = time.monotonic(), described(found[0])
             running = runs(owner)
-            if running is None:
+            if running is None:  # its touches tell: `moved` once one was seen to come
                 if found != seen:
                     moved = seen is not None and found[0] == seen[0]
-                    seen, since = found, now - max(0.0, self.age(found[1]))
+                    seen, since = found, now - min(max(0.0, self.age(found[1])), STALE - WATCH)
                 running = False if now - since >= STALE else moved or None
             if running is False:
                 self.remove_stale(found[0])
@@ -171,19 +175,27 @@ class Lock:
 
     def beat(self) -> None:
         """In a thread of its own."""
-        while not self.stop.wait(BEAT):
-            with contextlib.suppress(OSError):  # a disk that is away comes back, or the run ends of it
-                found = self.look()
-                if found is None:
-                    self.create()
-                elif found[0] == self.text:
-                    os.utime(self.path)
-                else:
-                    self.lost = described(found[0])
-                    return
+        while self.lost is None and not self.stop.wait(BEAT):
+            self.touch()
+
+    def touch(self) -> None:
+        """Show that this process runs, or find that it is no longer the owner."""
+        with contextlib.suppress(OSError):  # a disk that is away comes back, or the run ends of it
+            found = self.look()
+            if found is None and time.time() - self.touched >= STALE:  # taken over, by one that has ended since
+                self.lost = {}
+            elif found is not None and found[0] != self.text:
+                self.lost = described(found[0])
+            elif found is not None:
+                os.utime(self.path)
+                self.touched = time.time()
+            elif self.create():
+                self.touched = time.time()
 
     def check(self) -> None:
         """Raises InputError if another process has taken the folder over: this one was suspended, or cut off."""
+        if self.thread is not None and time.time() - self.touched >= STALE / 2:  # the thread may not have run again yet
+            self.touch()
         if self.lost is not None:
             raise InputError(
                 f"{self.folder}: {name(self.lost)} has taken it over, since this process gave no sign of life for "
@@ -193,6 +205,7 @@ class Lock:
     def release(self) -> None:
         if self.thread is None:
             return
+        utils.before_end.remove(self.release)
         self.stop.set()
         self.thread.join(BEAT)
         self.thread = None
@@ -200,6 +213,15 @@ class Lock:
             found = self.look()
             if found is not None and found[0] == self.text:
                 self.path.unlink()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process that may still run holds the folder's lock."""
+    try:
+        text = (folder / NAME).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return runs(described(text)) is not False
 
 
 def described(text: str) -> dict:

@@ -23,7 +23,7 @@ def save(figure, path) -> None:
         with utils.atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
     except OSError as error:
-        raise utils.InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise utils.InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         plt.close(figure)
 

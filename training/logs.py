@@ -12,8 +12,8 @@ from utils import InputError, logger
 
 
 class Log:
-    """Takes an epoch's record; on rank 0 only. Lines that the disk refuses are kept and tried again, and the file
-    then ends where it did before."""
+    """Takes an epoch's record; on rank 0 only. Lines that the disk refuses are kept and tried again; one that it cut
+    short is cut off."""
 
     def __init__(self, out: Path, args):
         self.path, self.waiting = out / "log.txt", []

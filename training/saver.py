@@ -61,7 +61,11 @@ class Saver:
         if score is None:
             return False
         self.wait()
-        return self.best is None or score > self.best
+        return self.beats(score)
+
+    def beats(self, score: float) -> bool:
+        # A disk that is away may come back with the file: `self.best` stays as it is meanwhile.
+        return self.best is None or score > self.best or not (self.folder / BEST).exists()
 
     def save(self, state: dict, score: float | None = None) -> None:
         """Let the writer write `state`, as it is now: call `wait_for_copy` before the large tensors are changed.
@@ -117,10 +121,9 @@ class Saver:
             self.later = []
             self.copied.set()
             arrived.synchronize()
-            if not (self.folder / BEST).exists():
-                self.best = None
-            better = score is not None and (self.best is None or score > self.best)
-            state["best"] = score if better else self.best
+            better = score is not None and self.beats(score)
+            kept = self.best if (self.folder / BEST).exists() else None
+            state["best"] = score if better else kept
             with utils.atomic_file(self.folder / LATEST) as temporary:
                 utils.write_tensors(state, temporary)
                 if better:  # first, so that a run killed in between finds the same best epoch again

@@ -4,10 +4,11 @@ python tests/programs/ends.py             # the counts below, about an hour on t
 python tests/programs/ends.py --short     # few of each and no busy job: what the test suite does
 
 --groups pairs of processes train on the losses over both (test_losses.compare) and end as an interpreter does; of
---alone pairs one process raises while the other waits for it in a collective. Both are forked from a process that has
-imported torch; --spawns pairs do as --groups in new interpreters. The others are `torchrun --nproc_per_node=2` runs: a
-training of one short epoch, a probe, a training that one rank's SIGTERM interrupts, and one whose image file, cut
-short, one rank alone meets. Exit code 1 if a process ends with another code than it should, or does not say why.
+--alone pairs one process raises while the other waits for it in a collective; --writing is one process that ends by an
+error while a checkpoint is being written. All are forked from a process that has imported torch; --spawns pairs do as
+--groups in new interpreters. The others are `torchrun --nproc_per_node=2` runs: a training of one short epoch, a probe,
+a training that one rank's SIGTERM interrupts, and one whose image file, cut short, one rank alone meets. Exit code 1 if
+a process ends with another code than it should, or does not say why.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,8 @@ import torch
 import torch._dynamo  # what DistributedDataParallel imports: once, not in every pair
 from conftest import REPOSITORY, make_roco, picture
 
+import main as train
+import options
 import distributed
 import test_losses
 from utils import InputError
@@ -59,10 +63,10 @@ def busy() -> int:
     return child
 
 
-def pair(folder: Path, function) -> tuple[list[int], list[str]]:
-    """`function(rank, store)` in two processes, which finalise their interpreters -> exit codes, what they printed."""
+def processes(count: int, folder: Path, function) -> tuple[list[int], list[str]]:
+    """`function(rank, store)` in processes that finalise their interpreters -> exit codes, what they printed."""
     children = []
-    for rank in range(2):
+    for rank in range(count):
         child = os.fork()
         if child == 0:
             output = os.open(folder / f"printed.{rank}", os.O_WRONLY | os.O_CREAT)
@@ -78,25 +82,32 @@ def pair(folder: Path, function) -> tuple[list[int], list[str]]:
                 code = -1
             ctypes.pythonapi.Py_Exit(code)  # as the end of a script, but without leaving this program's own blocks
         children.append(child)
-    return forked.wait(children), [read(folder / f"printed.{rank}") for rank in range(2)]
+    return forked.wait(children), [read(folder / f"printed.{rank}") for rank in range(count)]
 
 
-def one_fails(error: Exception):
-    """-> for `pair`: rank 1 raises, when rank 0 waits for it in a collective."""
+def one_fails(error: Exception, guilty: int, port: int):
+    """-> for `processes`: rank `guilty` raises, when the other waits for it in a collective. Rank 0 holds the store."""
 
-    def main(args):
-        rank, store = args
-        distributed.init_distributed("cpu", "gloo", store)
+    def main(rank):
+        distributed.init_distributed("cpu", "gloo", "env://")
         network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
-        if rank:
+        if rank == guilty:
             raise error
+        say = distributed.say
+        distributed.say = lambda line: (time.sleep(0.3), say(line))  # as beside a busy job
         network(torch.ones(1, 2)).sum().backward()
 
     def script(rank, store):
-        os.environ.update(RANK=str(rank), WORLD_SIZE="2")
-        distributed.run_script(main, (rank, store))
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        distributed.run_script(main, rank)
 
     return script
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Runs:
@@ -170,18 +181,30 @@ def read(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {"groups": 300, "spawns": 300, "alone": 40, "trainings": 60, "probes": 30, "interrupted": 20, "errors": 20}
+    kinds = {
+        "groups": 300,
+        "spawns": 300,
+        "alone": 40,
+        "writing": 20,
+        "trainings": 60,
+        "probes": 30,
+        "interrupted": 20,
+        "errors": 20,
+    }
     for kind, count in kinds.items():
         parser.add_argument(f"--{kind}", type=int, default=count)
     parser.add_argument("--busy", type=int, default=len(os.sched_getaffinity(0)), help="processes beside them")
     parser.add_argument("--short", action="store_true")
     args = parser.parse_args()
     if args.short:
-        vars(args).update(groups=3, spawns=0, alone=2, trainings=0, probes=0, interrupted=0, errors=1, busy=0)
+        vars(args).update(
+            groups=3, spawns=0, alone=4, writing=1, trainings=0, probes=0, interrupted=0, errors=1, busy=0
+        )
     torch.set_num_threads(1)
     rows = torch.randn(8, 10, generator=torch.Generator().manual_seed(1))
     expected = test_losses.expected_gradients(rows)
     gc.freeze()  # else each forked process copies the pages of all modules when it collects
+    del sys.modules["__main__"].__file__  # so that a spawned process imports test_losses.py alone, as in the test
     others = [busy() for _ in range(args.busy)]
     good, started = True, time.monotonic()
     folder = Path(tempfile.mkdtemp())  # not a TemporaryDirectory, which every forked process would remove at its end
@@ -189,7 +212,7 @@ def main() -> None:
         runs = Runs(folder)
 
         def forks(function, expected: int, line: str = ""):
-            codes, printed = pair(Path(tempfile.mkdtemp(dir=folder)), function)
+            codes, printed = processes(2, Path(tempfile.mkdtemp(dir=folder)), function)
             return codes == [expected] * 2 and all(line in one for one in printed), codes, printed
 
         def groups():
@@ -205,12 +228,24 @@ def main() -> None:
 
         def alone():
             failure = RuntimeError("a bug") if runs.count % 2 else InputError("a file")
-            runs.count += 1
-            return forks(one_fails(failure), 2 if isinstance(failure, InputError) else 1, f"{failure}\n")
+            guilty, runs.count = runs.count // 2 % 2, runs.count + 1
+            code = 2 if isinstance(failure, InputError) else 1
+            passed, codes, printed = forks(one_fails(failure, guilty, free_port()), code, f"{failure}\n")
+            echoes = ("Traceback", "onnection", "frame #")
+            return passed and not any(one in printed[1 - guilty] for one in echoes), codes, printed
+
+        def writing():
+            """One process, whose checkpoint is being written when it meets the image that is cut short."""
+            out = Path(tempfile.mkdtemp(dir=folder))
+            words = [*forked.TINY, *TRAIN, "--root", runs.broken, "--epochs", "1", "--output-dir", out / "out"]
+            words[words.index("--ssl-mlp-dim") + 1] = "2048"
+            arguments = options.parse(options.train_parser(), [str(word) for word in words])
+            codes, printed = processes(1, out, lambda rank, store: distributed.run_script(train.main, arguments))
+            return codes == [2] and "ROCO_00007.jpg" in printed[0], codes, printed
 
         trials = {
-            "groups": groups, "spawns": spawns, "alone": alone, "trainings": runs.training, "probes": runs.probe,
-            "interrupted": runs.interrupted, "errors": runs.error,
+            "groups": groups, "spawns": spawns, "alone": alone, "writing": writing,
+            "trainings": runs.training, "probes": runs.probe, "interrupted": runs.interrupted, "errors": runs.error,
         }  # fmt: skip
         for name, trial in trials.items():
             found = collections.Counter()
@@ -221,7 +256,7 @@ def main() -> None:
                     good = False
                     print(f"{name} {number}: exit codes {codes}, last lines {lines}", flush=True)
             if found:
-                print(f"{name}: exit codes of both processes: {dict(found)}", flush=True)
+                print(f"{name}: exit codes: {dict(found)}", flush=True)
     finally:
         for child in others:
             os.kill(child, signal.SIGKILL)

@@ -307,7 +307,9 @@ class Kinds:
             for _ in range(rng.choice((0, 1, 1, 2))):
                 row, name = rng.randrange(len(rows)), rng.choice(rows.dtype.names)
                 most = (1 << 8 * rows.dtype[name].itemsize - 1) - 1
-                rows[name][row] = rng.choice((0, -1, 1, 3, 4, 513, 1 << 16, most, -most, int(rows[name][row]) + 1))
+                rows[name][row] = rng.choice(
+                    (0, -1, 1, 3, 4, 513, 1 << 16, most, -most, min(most, int(rows[name][row]) + 1))
+                )
             if rng.random() < 0.2:
                 rows = rng.choice((rows[:-1], rows[::-1], rows[:, None], np.concatenate([rows, rows]), rows["width"]))
             contents = io.BytesIO()

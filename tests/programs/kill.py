@@ -31,7 +31,7 @@ NOT_WAITED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 class Trials:
     def __init__(self, folder: Path, seed: int):
-        self.folder, self.random = folder, random.Random(seed)
+        self.folder, self.random, self.late = folder, random.Random(seed), 0
         words = [*forked.TINY, *WORDS, "--root", forked.make_data(folder, STEPS // 3 * BATCH, 8), "--workers", "1"]
         words[words.index("--ssl-mlp-dim") + 1] = "2048"
         self.words = words
@@ -90,6 +90,7 @@ class Trials:
             if (codes[0] and codes[1]) or set(codes) - {0, -signal.SIGTERM}:
                 break
             self.forget(out)  # it was done when the signal came
+            self.late += 1
         self.finish(out, 2)
         return out / "checkpoint.pt", codes
 
@@ -135,7 +136,7 @@ def main() -> None:
         good &= same == stopped == args.sigterm
     print(
         f"{args.sigkill} runs killed with SIGKILL, {with_file if args.sigkill else 0} with a temporary file; "
-        f"{args.sigterm} with SIGTERM to one of two ranks: "
+        f"{args.sigterm} with SIGTERM to one of two ranks (and {trials.late} that had ended when it came): "
         + ("all ended with the weights of an undisturbed run" if good else "NOT ALL ENDED WITH THE SAME WEIGHTS")
     )
     sys.exit(not good)

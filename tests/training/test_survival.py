@@ -177,6 +177,23 @@ def test_best_is_the_score_of_the_file_that_is_there(tmp_path, caplog):
     assert read_checkpoint(latest)["best"] is None
 
 
+def test_a_disk_that_was_away_keeps_its_best(tmp_path):
+    folder, away = tmp_path / "run", tmp_path / "away"
+    folder.mkdir()
+    keeper = saver.Saver(folder, (None, None))
+    keeper.save(state(1), 0.9)
+    keeper.wait()
+    folder.rename(away)
+    keeper.save(state(2))
+    keeper.wait()
+    away.rename(folder)
+    assert keeper.failure and not keeper.is_best(0.5)
+    keeper.save(state(3), 0.5)
+    keeper.close()
+    assert read_checkpoint(folder / saver.BEST)["step"] == 1
+    assert read_checkpoint(folder / saver.LATEST)["best"] == 0.9
+
+
 def test_a_resumed_run_takes_best_from_its_file(roco, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(capsys, roco, out, "--epochs", 1)[0] == 0
