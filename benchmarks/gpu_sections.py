@@ -47,6 +47,7 @@ from data.tokens import SPECIAL
 import utils
 from data import views
 from training.update import Update
+from training.verdicts import Verdicts
 from data.batches import model_inputs, open_loader
 from tools.make_phantoms import make_phantoms
 
@@ -120,13 +121,13 @@ class Training:
         self.tokens = training_script.make_tokens(args, self.tokenizer, self.pairs)
         self.files = images.Files(self.pairs.path, len(self.pairs))
         self.model = training_script.make_model(args, None, None, self.tokenizer, self.device).train()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         loss = losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale)
         optimizer = training_script.make_optimizer(self.model, args)
-        self.step = Update(
-            wrap(self.model), loss, optimizer, self.scaler, args, self.norm, self.device, self.dtype,
-            lambda samples: samples, Path(args.root),
-        )  # fmt: skip
+        verdicts = Verdicts(self.pairs.ids, Path(args.root), args.on_nonfinite)
+        self.update = Update(wrap(self.model), loss, optimizer, args, verdicts)
+        if dtype is not None:
+            self.update.dtype = dtype
+            self.update.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     def batches(self, count: int, tokens=None) -> list[dict]:
         """Packed batches on the host."""
@@ -139,7 +140,7 @@ class Training:
     def run(self, batches: list[dict], steps: int = 1) -> None:
         for number in range(steps):
             chosen = [batches[(number + k) % len(batches)] for k in range(self.args.update_freq)]
-            self.step(chosen, 0, number, 1e-5)
+            self.update(chosen, 0, number, 1e-5)
 
 
 def move(batch: dict, device) -> dict:
@@ -350,23 +351,23 @@ def overflow(section: Section) -> None:
         training = Training(section, "--batch-size", 8, "--update-freq", freq, dtype=torch.float16)
         batches = [move(batch, section.device) for batch in training.batches(2)]
         kind = "gradient cache" if freq > 1 else "plain"
-        training.scaler.scale(torch.zeros((), device=section.device))  # makes the scale
-        training.scaler.update(2.0**10)
+        training.update.scaler.scale(torch.zeros((), device=section.device))  # makes the scale
+        training.update.scaler.update(2.0**10)
         training.run(batches, 2)
         before = weights(training)
-        training.scaler.update(2.0**80)
+        training.update.scaler.update(2.0**80)
         training.run(batches)
         after = weights(training)
         section.check(f"{kind}: the step is left out", all(torch.equal(after[name], before[name]) for name in before))
-        section.check(f"{kind}: the scale is halved", training.scaler.get_scale() == 2.0**79)
-        training.scaler.update(2.0**10)
+        section.check(f"{kind}: the scale is halved", training.update.scaler.get_scale() == 2.0**79)
+        training.update.scaler.update(2.0**10)
         training.run(batches, 3)
-        training.step.settle()
+        training.update.verdicts.settle()
         moved = weights(training)
         section.check(f"{kind}: training goes on", any(not torch.equal(moved[name], after[name]) for name in before))
         section.check(f"{kind}: all weights are finite", all(x.isfinite().all() for x in moved.values()))
-        section.check(f"{kind}: the scale stays", training.scaler.get_scale() == 2.0**10)
-        section.note(f"{kind}: means of the steps", json.dumps(training.step.means()))
+        section.check(f"{kind}: the scale stays", training.update.scaler.get_scale() == 2.0**10)
+        section.note(f"{kind}: means of the steps", json.dumps(training.update.means()))
 
 
 # A process group of one
@@ -403,7 +404,7 @@ def group(section: Section) -> None:
         training = Training(section, *more, wrap=wrap)
         without_dropout(training.model)
         training.run([move(batch, section.device) for batch in training.batches(2)], 3)
-        training.step.settle()
+        training.update.verdicts.settle()
         found.append(weights(training))
     norms = {type(module).__name__ for module in training.model.modules() if "Norm" in type(module).__name__}
     section.note("norms under DistributedDataParallel", ", ".join(sorted(norms)))
@@ -694,8 +695,8 @@ def compile_(section: Section) -> None:
     def evaluate():
         with torch.no_grad():
             total = sum(len(one["order"]) for one in validation)
-            given = (fast.args, "clip", section.device, fast.dtype, None)
-            list(retrieval.batches_of(fast.model, validation, total, *given))
+            split = retrieval.Validation(range(total), validation, None)
+            list(retrieval.outputs_of(fast.model, split, fast.args, "clip", None))
         fast.model.train()
         section.wait()
 

@@ -30,6 +30,7 @@ from data import augment, views
 from data.images import as_picture
 from data.tokens import Tokens, from_json, train_bpe
 from training.update import Update
+from training.verdicts import Verdicts
 
 NORM = models.MEAN_STD["medclip"]
 
@@ -116,14 +117,11 @@ def main() -> None:
 
     settings = SimpleNamespace(
         objective="slip", update_freq=1, grad_cache=None, on_nonfinite="stop", clip_grad=None, seed=0,
-        grad_checkpointing=False,
+        grad_checkpointing=False, amp=None, normalize="medclip", arch=args.arch,
     )  # fmt: skip
     model = make_model(args, tokenizer, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    train = Update(
-        model, losses.SLIPLoss(), optimizer, torch.amp.GradScaler(device.type, enabled=False), settings, NORM, device,
-        dtype, str, None,
-    )  # fmt: skip
+    train = Update(model, losses.SLIPLoss(), optimizer, settings, Verdicts((), Path(), "stop"))
     other = make_model(args, tokenizer, device)
     slip_optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5)
     scaler = torch.amp.GradScaler(device.type, enabled=slip_dtype == torch.float16)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data.augment import make_views
+from distributed import world_size
 from utils import queued
 
 
@@ -48,11 +49,13 @@ def as_is(batch):
 
 
 @contextlib.contextmanager
-def open_loader(dataset, batches, workers: int, device: torch.device):
+def open_loader(dataset, batches, workers: int | None, device: torch.device):
     """A DataLoader over a batch sampler (or a list of lists of indices), workers kept between epochs.
 
-    A context manager, which ends the workers: they leave the signals that end a run to the process that started them.
+    `workers` is how many of them, None for `default_workers`. A context manager, which ends them: they leave the
+    signals that end a run to the process that started them.
     """
+    workers = default_workers(world_size()) if workers is None else workers
     made = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batches,

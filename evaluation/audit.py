@@ -5,11 +5,12 @@ import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from data import cbis, images
+from data import cbis, images, roco
 from utils import InputError, logger
 
 HASH_ROWS = 20_000  # above it the pairs are too many to compare
@@ -164,6 +165,29 @@ def show(found: dict) -> None:
 
 
 # ROCO
+
+
+@dataclass
+class Overlap:
+    """The validation pairs' articles, which pairs (N,) bool share none with training (None if unknown), the counts."""
+
+    articles: list[str | None]
+    disjoint: np.ndarray | None
+    counts: dict
+
+    def notes(self) -> dict:
+        """For config.json."""
+        return {"articles": self.counts} if self.counts else {}
+
+
+def article_overlap(train, validation) -> Overlap:
+    """Of two splits' roco.Pairs; `validation` may be None. The counts are logged."""
+    if validation is None:
+        return Overlap([], None, {})
+    articles = roco.articles(validation.root, validation.ids)
+    disjoint, counts = shared_articles(articles, set(roco.articles(train.root, train.ids)))
+    log_articles(counts)
+    return Overlap(articles, disjoint if any(articles) else None, counts)
 
 
 def shared_articles(

@@ -1,7 +1,10 @@
 """The validation of a training run: image-text retrieval, or for `simclr` its loss."""
 
 import itertools
+import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +16,25 @@ import models
 import utils
 from data import views
 from data.batches import EpochBatches, model_inputs, open_loader, rank_batches
+from data.sets import Pairs
 from evaluation import metrics
-from utils import InputError
+from evaluation.audit import Overlap
+from utils import InputError, logger
 
 
-def validation_loader(args, pictures, tokens, workers: int, device):
+@dataclass
+class Validation:
+    """A validation split: roco.Pairs, the loader of this rank's share, and what it shares with training."""
+
+    pairs: Pairs
+    loader: torch.utils.data.DataLoader
+    overlap: Overlap
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def validation_loader(args, pictures, tokens, device):
     """A context manager: batches of this rank's share of the validation set, as many on every rank or one less."""
     world = distributed.world_size()
     if args.objective == "simclr":
@@ -26,33 +43,33 @@ def validation_loader(args, pictures, tokens, workers: int, device):
             raise InputError(f"{len(pictures)} validation pairs are too few for {world} devices")
         batches = EpochBatches(len(pictures), batch_size, 1, distributed.rank(), world, args.seed)
         dataset = views.TrainViews(pictures, None, "simclr", args.image_size, args.seed)
-        return open_loader(dataset, batches, workers, device)
+        return open_loader(dataset, batches, args.workers, device)
     dataset = views.WholeImages(pictures, tokens, args.image_size, "center")
     batches = rank_batches(len(pictures), args.batch_size, distributed.rank(), world)
-    return open_loader(dataset, batches, workers, device)
+    return open_loader(dataset, batches, args.workers, device)
 
 
 @torch.no_grad()
-def evaluate(model, loader, total: int, args, device, dtype, stop=None, disjoint=None) -> dict | None:
-    """Recall at 1, 5 and 10 in percent and median rank over `total` pairs; `score` (higher is better), the mean of the
-    six recalls, picks the best epoch.
+def evaluate(model, validation: Validation, args, stop=None) -> dict | None:
+    """Recall at 1, 5 and 10 in percent and median rank; `score` (higher is better), the mean of the six recalls,
+    picks the best epoch.
 
-    `disjoint` (total,) bool: pairs of articles without training images, on which the recalls are given again.
-    `simclr` has no text: its loss on fixed views of the validation images, `score` its negative. None if `stop`
-    (signals.StopRequest) asks to leave.
+    The recalls are given again on the pairs of articles without training images. `simclr` has no text: its loss on
+    fixed views of the validation images, `score` its negative. None if `stop` (signals.StopRequest) asks to leave.
     """
     if args.objective == "simclr":
-        return validation_loss(model, loader, total, args, device, dtype, stop)
-    embeddings = embed(model, loader, total, args, device, dtype, stop)
+        return validation_loss(model, validation, args, stop)
+    embeddings = embed(model, validation, args, stop)
     if embeddings is None:
         return None
     results = metrics.retrieval(*embeddings)
     score = mean_recall(results)
-    if disjoint is not None and 1 < disjoint.sum() < total:
-        rows = torch.from_numpy(disjoint).to(device)
+    disjoint = validation.overlap.disjoint
+    if disjoint is not None and 1 < disjoint.sum() < len(validation):
+        rows = torch.from_numpy(disjoint).to(embeddings[0].device)
         part = metrics.retrieval(*(one[rows] for one in embeddings))
         results |= {f"disjoint_{name}": value for name, value in part.items()}
-    return {**results, "pairs": total, "score": score}
+    return {**results, "pairs": len(validation), "score": score}
 
 
 def mean_recall(results: dict) -> float:
@@ -60,12 +77,14 @@ def mean_recall(results: dict) -> float:
     return sum(results[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)) / 6
 
 
-def batches_of(model, loader, total: int, args, objective: str, device, dtype, stop):
+def outputs_of(model, validation: Validation, args, objective: str, stop):
     """The model's outputs for each batch; None at the end if `stop` asked to leave, on every rank at the same batch."""
     model.eval()
-    norm = models.mean_std(args.normalize, args.arch)
-    most = math.ceil(math.ceil(total / distributed.world_size()) / args.batch_size)
-    for batch in itertools.islice(itertools.chain(loader, itertools.repeat(None)), max(most, len(loader))):
+    norm, device = models.mean_std(args.normalize, args.arch), next(model.parameters()).device
+    dtype = utils.amp_dtype(args.amp, device)
+    most = math.ceil(math.ceil(len(validation) / distributed.world_size()) / args.batch_size)
+    batches = itertools.chain(validation.loader, itertools.repeat(None))
+    for batch in itertools.islice(batches, max(most, len(validation.loader))):
         if stop is not None and stop.check():  # every rank asks as often
             yield None
             return
@@ -78,10 +97,10 @@ def batches_of(model, loader, total: int, args, objective: str, device, dtype, s
 
 
 @torch.no_grad()
-def validation_loss(model, loader, total: int, args, device, dtype, stop=None) -> dict | None:
+def validation_loss(model, validation: Validation, args, stop=None) -> dict | None:
     loss_function = losses.create_loss("simclr", args.ssl_temp)
     found = []
-    for outputs in batches_of(model, loader, total, args, "simclr", device, dtype, stop):
+    for outputs in outputs_of(model, validation, args, "simclr", stop):
         if outputs is None:
             return None
         found.append(loss_function(outputs)["loss"])
@@ -92,35 +111,57 @@ def validation_loss(model, loader, total: int, args, device, dtype, stop=None) -
 
 
 @torch.no_grad()
-def embed(model, loader, total: int, args, device, dtype, stop=None) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The image and caption embeddings (total, 512) of all ranks' pairs, in order, L2-normalised."""
+def embed(model, validation: Validation, args, stop=None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The image and caption embeddings (N, 512) of all ranks' pairs, in order, L2-normalised."""
     found = []
-    for outputs in batches_of(model, loader, total, args, "clip", device, dtype, stop):
+    for outputs in outputs_of(model, validation, args, "clip", stop):
         if outputs is None:
             return None
         found.append((outputs["image_embed"], outputs["text_embed"]))
-    columns = zip(*found, strict=True) if found else ([torch.zeros(0, models.EMBED_DIM, device=device)],) * 2
-    image, caption = (distributed.gather_rows(utils.full_precision(torch.cat(column)), total) for column in columns)
+    none = torch.zeros(0, models.EMBED_DIM, device=next(model.parameters()).device)
+    columns = zip(*found, strict=True) if found else (([none],) * 2)
+    image, caption = (
+        distributed.gather_rows(utils.full_precision(torch.cat(column)), len(validation)) for column in columns
+    )
     if not (image.isfinite().all() and caption.isfinite().all()):
         raise InputError("the validation embeddings are not finite: lower --lr, give --clip-grad, or try --amp off")
     return F.normalize(image, dim=-1), F.normalize(caption, dim=-1)
 
 
-# The report of --evaluate
+# --evaluate
 
 
-def report(embeddings, pairs, articles: list, disjoint, args, device) -> dict:
-    """What `main.py --evaluate` writes as retrieval.json: metrics with 95% intervals, and examples.
+def evaluate_alone(model, validation: Validation, args, out: Path) -> None:
+    """Print the validation's figures; retrieval goes to retrieval.json too, with intervals and examples."""
+    if args.objective == "simclr":
+        logger.info(json.dumps(validation_loss(model, validation, args)))
+        return
+    embeddings = embed(model, validation, args)
+    if distributed.rank() != 0:
+        return
+    found = summary(embeddings, validation, args)
+    for name, value in found["metrics"].items():
+        low, high = found["ci95"].get(name) or (None, None)
+        logger.info(f"{name} {value:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None else ""))
+    utils.write_json(utils.make_folder(out) / "retrieval.json", found)
+    logger.info(f"retrieval, its 95% intervals and examples: {out / 'retrieval.json'}")
+    logger.info(json.dumps({**found["metrics"], "pairs": found["pairs"], "score": found["score"]}))
+
+
+def summary(embeddings, validation: Validation, args) -> dict:
+    """What retrieval.json holds: metrics with 95% intervals, and examples.
 
     Recalls and median ranks on the whole split, on galleries of 1,000 and on the article-disjoint part; alignment of
     the pairs and uniformity of either side (Wang & Isola 2020). Intervals resample articles (pairs, where those are
     unknown) with the gallery as it is.
     """
     image, caption = embeddings
+    pairs, overlap = validation.pairs, validation.overlap
     ranks = metrics.retrieval_ranks(image, caption)
-    groups = group_numbers(articles)
+    groups = group_numbers(overlap.articles)
     found, intervals = metrics.recalls(ranks), metrics.recall_intervals(ranks, groups, seed=args.seed)
     found |= metrics.gallery_recalls(image, caption)
+    disjoint = overlap.disjoint
     if disjoint is not None and 1 < disjoint.sum() < len(pairs):
         rows = torch.from_numpy(disjoint).to(image.device)
         part = metrics.retrieval_ranks(image[rows], caption[rows])
@@ -140,7 +181,7 @@ def report(embeddings, pairs, articles: list, disjoint, args, device) -> dict:
         "ci95": intervals,
         "ranks": {"ids": list(pairs.ids), **{name: one.tolist() for name, one in ranks.items()}},
         "examples": examples(image, caption, ranks["i2t"], pairs),
-        "run": utils.provenance(vars(args), device, distributed.world_size()),
+        "run": utils.provenance(vars(args), image.device, distributed.world_size()),
     }
 
 

@@ -27,10 +27,12 @@ from data import views
 from data.batches import model_inputs
 from data.images import as_picture
 from training.update import Update
+from training.verdicts import Verdicts
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ARCHS = {"medclip_vit": 224, "medclip_resnet": 64, "test_vit": 64}  # and the side of their views
 HALVES = [torch.bfloat16, torch.float16]
+AMP = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 NORM = models.MEAN_STD["medclip"]
 aten = torch.ops.aten
 ONE_TYPE = {
@@ -165,22 +167,21 @@ def test_views_are_made_on_the_device(mode, batches):
 def test_a_step(mode, batches, towers, arch, half, freq):
     """Views, forward, losses, the gradient cache's passes, clipping, the update, and the numbers on their way."""
     model, given = towers[arch], [fake(mode, one) for one in batches[ARCHS[arch], views.TrainViews][:freq]]
-    args = settings(arch=arch, update_freq=freq, on_nonfinite="skip" if freq == 1 else "stop")
+    args = settings(arch=arch, amp=AMP[half], update_freq=freq, on_nonfinite="skip" if freq == 1 else "stop")
     loss, seen, calls = losses.create_loss("slip"), [], []
     loss.register_forward_hook(lambda _, inputs, parts: seen.append((inputs[0], parts)))
     counting = model.image_encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
-    scaler = torch.amp.GradScaler("cuda", enabled=half == torch.float16)
-    assert scaler.is_enabled() == (half == torch.float16)
-    optimizer = main.make_optimizer(model, args)
-    step = Update(model, loss, optimizer, scaler, args, NORM, CUDA, half, lambda samples: samples, None)
-    with_gradient, update = {}, step.update
+    optimizer, verdicts = main.make_optimizer(model, args), Verdicts(range(12), None, args.on_nonfinite)
+    update = Update(model, loss, optimizer, args, verdicts)
+    assert update.device == CUDA and update.dtype == half and update.scaler.is_enabled() == (half == torch.float16)
+    with_gradient, change_weights = {}, update.change_weights
 
     def look(values):
         with_gradient.update({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-        return update(values)
+        return change_weights(values)
 
-    step.update, copies = look, Watch.copies
-    step(given, 0, 0, 1e-4)
+    update.change_weights, copies = look, Watch.copies
+    update(given, 0, 0, 1e-4)
     assert Watch.copies == copies + 1  # the step's numbers, read later
     counting.remove()
 
@@ -195,11 +196,12 @@ def test_a_step(mode, batches, towers, arch, half, freq):
     assert all(like(with_gradient[name]) == (CUDA, torch.float32, p.shape) for name, p in parameters.items())
     state = [value for one in optimizer.state.values() for value in one.values()]
     assert len(state) == 3 * len(parameters) and {x.device for x in state} == {CUDA}
-    assert like(step.totals) == (CUDA, torch.float32, (6,))
-    (verdict,) = step.pending  # not read yet
-    assert like(verdict.numbers) == (CPU, torch.float32, (8,)) and like(verdict.rows) == (CUDA, torch.bool, (rows,))
-    step.in_a_row, step.numbers = 3, lambda verdict: {"gradient norm": 1.0, "loss scale": 1.0}  # it has none
-    assert step.state_dict()["in_a_row"] == 0  # a save comes only if the step under way is finite
+    assert like(update.totals) == (CUDA, torch.float32, (6,))
+    (found,) = verdicts.pending  # not read yet
+    numbers = 8 if half == torch.float16 else 7
+    assert like(found.values) == (CPU, torch.float32, (numbers,)) and like(found.rows) == (CUDA, torch.bool, (rows,))
+    verdicts.in_a_row, found.numbers = 3, lambda: {"gradient norm": 1.0}  # a fake tensor has none
+    assert update.state_dict()["in_a_row"] == 0  # a save comes only if the step under way is finite
     passes = 1 if freq == 1 else 4  # two micro-batches, twice
     together = not distributed.batch_norms(model.image_encoder)
     assert len(calls) == passes * (1 if together else 3)
@@ -212,7 +214,8 @@ def test_evaluation(mode, batches, towers, arch):
     model, (batch, _) = towers[arch], batches[ARCHS[arch], views.WholeImages]
     batch = fake(mode, batch)
     with torch.no_grad():
-        (out,) = retrieval.batches_of(model, [batch], 6, settings(arch=arch), "clip", CUDA, torch.bfloat16, None)
+        validation = retrieval.Validation(range(6), [batch], None)
+        (out,) = retrieval.outputs_of(model, validation, settings(arch=arch, amp="bf16"), "clip", None)
         assert {like(out[f"{name}_embed"]) for name in ("image", "text")} == {(CUDA, torch.bfloat16, (6, 512))}
         found = features.encode(model, batch, NORM, CUDA, torch.float16, projected=True, flips=False)
         assert like(found) == (CUDA, torch.float32, (6, 512))

@@ -1,60 +1,43 @@
-"""One optimiser step over its micro-batches, exact in its negatives, and guarded against losses that are not finite.
+"""One update of the weights: a step's micro-batches, exact in their negatives, guarded against losses not finite.
 
 With the gradient cache (GradCache: Gao et al., RepL4NLP 2021; open_clip's accum-freq) the micro-batches are encoded
 without gradient, the projections and losses see all of them at once, and a second pass carries their gradient into
-the encoders. Nothing here waits for the device: what a step found is read when later steps have been queued.
+the encoders. Nothing here waits for the device: what a step found is read by Verdicts when later ones are queued.
 """
 
 import contextlib
 import math
-from collections import deque
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import models
 import utils
 from data.batches import model_inputs
-from distributed import all_objects, batch_norms, mean_over_ranks, rank, world_size
+from distributed import batch_norms, mean_over_ranks, rank
 from training.schedule import seed_step
-from utils import InputError, logger, to_host
-
-LAG = 2  # steps that are queued before the oldest one's numbers are read
-MAX_SKIPPED = 10  # steps in a row that --on-nonfinite skip lets pass
-OTHERS = ("gradient norm", "logit scale", "loss scale")  # the last is fp16's, by which the loss was multiplied
-
-
-@dataclass
-class Verdict:
-    """What a step found, on its way from the device: `numbers` are the losses, then those of OTHERS."""
-
-    epoch: int
-    step: int
-    lr: float
-    batches: list[dict]
-    numbers: torch.Tensor
-    arrived: object  # its synchronize() waits for the numbers
-    rows: torch.Tensor  # (n,) bool, whose features are all finite
+from training.verdicts import LOGIT_SCALE, LOSS_SCALE, NORM, Verdicts
 
 
 class Update:
     """Callable: the host's batches of a step -> the model, its optimiser and `totals` one step further.
 
-    `network` is the model or its DistributedDataParallel; `norm` (mean, std) of the pixels; `names(samples)` gives
-    the ids for an error; `out` is where a batch with losses that are not finite is written.
+    `network` is the model or its DistributedDataParallel. With fp16 (`args.amp`) the losses are scaled by `scaler`.
     """
 
-    def __init__(self, network, loss_function, optimizer, scaler, args, norm, device, dtype, names, out):
-        self.network, self.loss_function, self.optimizer, self.scaler = network, loss_function, optimizer, scaler
+    def __init__(self, network, loss_function, optimizer, args, verdicts: Verdicts):
+        self.network, self.loss_function, self.optimizer = network, loss_function, optimizer
         self.model = network.module if isinstance(network, DistributedDataParallel) else network
-        self.args, self.norm, self.device, self.dtype, self.names, self.out = args, norm, device, dtype, names, out
-        self.cached = args.update_freq > 1 and args.grad_cache is not False
+        self.args, self.verdicts = args, verdicts
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.device = next(self.model.parameters()).device
+        self.dtype = utils.amp_dtype(args.amp, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.mean_std = models.mean_std(args.normalize, args.arch)
+        self.cached = args.update_freq > 1 and args.grad_cache is not False
         self.guard = StatisticsGuard(self.model) if args.on_nonfinite == "skip" else None
         self.keys, self.totals = (), None  # the losses' names; their sums over the epoch's finite steps, and the count
-        self.pending = deque()
-        self.skipped = self.in_a_row = self.overflows = 0
         self.before_update = lambda: None  # called when the parameters are about to change
 
     def __call__(self, batches: list[dict], epoch: int, step: int, lr: float) -> None:
@@ -64,24 +47,26 @@ class Update:
             self.guard.remember()
         parts, rows = self.backward_cached(batches, step) if self.cached else self.backward(batches, step)
         values = mean_over_ranks(torch.stack([value.detach() for value in parts.values()]))
-        loss_scale = self.scaler.scale(values.new_ones(1))
-        finite, norm = self.update(values)
+        numbers = dict(zip(parts, values, strict=True))
+        if self.scaler.is_enabled():
+            scale = self.scaler.scale(values.new_ones(1))
+        finite, numbers[NORM] = self.change_weights(values)
         if self.guard:
             self.guard.restore_if(~finite)
         if self.totals is None:
             self.keys, self.totals = tuple(parts), torch.zeros(len(parts) + 1, dtype=values.dtype, device=self.device)
         self.totals += torch.where(finite, torch.cat([values, values.new_ones(1)]), 0)
-        scale = getattr(self.model, "logit_scale", torch.zeros((), device=self.device)).detach().exp()
-        numbers = torch.cat([values, norm[None].to(values), scale[None].to(values), loss_scale.to(values)])
-        self.queue(epoch, step, lr, batches, numbers, rows)
-        while len(self.pending) > LAG:
-            self.judge(self.pending.popleft())
+        if hasattr(self.model, "logit_scale"):
+            numbers[LOGIT_SCALE] = self.model.logit_scale.detach().exp()
+        if self.scaler.is_enabled():
+            numbers[LOSS_SCALE] = scale
+        self.verdicts.add(epoch, step, lr, batches, numbers, rows)
 
     # Forward and backward
 
     def inputs(self, batch, step, micro) -> dict:
         """A micro-batch's views on the device; seeds its dropout, the same in a second pass."""
-        inputs = model_inputs(batch, self.args.objective, *self.norm, self.device)
+        inputs = model_inputs(batch, self.args.objective, *self.mean_std, self.device)
         seed_step(self.args.seed, step, micro, rank())
         return inputs
 
@@ -140,9 +125,9 @@ class Update:
                     self.run_backward(*zip(*pairs, strict=True))
         return parts, finite_rows(features)
 
-    # The update, and what it was worth
+    # The optimiser's step, and what the steps found
 
-    def update(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def change_weights(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The optimiser's step, left out on the device itself if a loss or the gradient is not finite.
 
         -> whether it was finite (bool scalar) and the gradient's norm, unscaled, both on the device.
@@ -167,90 +152,13 @@ class Update:
             self.model.logit_scale.data.clamp_(0, math.log(100))
         return finite, norm
 
-    def queue(self, epoch, step, lr, batches, numbers, rows) -> None:
-        self.pending.append(Verdict(epoch, step, lr, batches, *to_host(numbers), rows))
-
-    def failed(self, verdict: Verdict) -> list[str]:
-        """The names of what was not finite in a step, "name value" each."""
-        numbers = self.numbers(verdict)
-        names = self.keys if self.overflowed(numbers) else (*self.keys, OTHERS[0])
-        return [f"{name} {numbers[name]}" for name in names if not math.isfinite(numbers[name])]
-
-    def numbers(self, verdict: Verdict) -> dict[str, float]:
-        verdict.arrived.synchronize()
-        return dict(zip((*self.keys, *OTHERS), verdict.numbers.tolist(), strict=True))
-
-    def overflowed(self, numbers: dict[str, float]) -> bool:
-        """Whether only the loss scale was too high for the gradient: no failure, since the scaler lowers it."""
-        return numbers["loss scale"] > 1 and not math.isfinite(numbers["gradient norm"])
-
-    def clean(self) -> bool:
-        """Whether no step that is still under way failed: waits for the device, for use before a save."""
-        return not any(self.failed(verdict) for verdict in self.pending)
-
-    def settle(self) -> None:
-        """Judge every step that is still under way; on all ranks together."""
-        while self.pending:
-            self.judge(self.pending.popleft())
-
-    def judge(self, verdict: Verdict) -> None:
-        """Count a step whose losses were not finite, or end the run; on all ranks at the same step."""
-        failed, numbers = self.failed(verdict), self.numbers(verdict)
-        if not failed:
-            if self.overflowed(numbers):
-                self.overflows += 1
-            self.in_a_row = 0
-            return
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        samples = torch.cat([batch["sample"] for batch in verdict.batches])
-        mine = self.names(samples[~verdict.rows.cpu()].tolist())
-        suspects = [name for names in all_objects(mine) for name in names]
-        scaled = self.scaler.is_enabled()
-        where = (
-            f"epoch {verdict.epoch}, step {verdict.step}: {', '.join(failed)}; lr {verdict.lr:.4g}"
-            + (f", logit scale {numbers['logit scale']:.4g}" if hasattr(self.model, "logit_scale") else "")
-            + (f", loss scale {numbers['loss scale']:.4g}" if scaled else "")
-            + f"; {'samples without finite features: ' if suspects else 'samples of the first device: '}"
-            + some(suspects or self.names(samples.tolist()))
-        )
-        file = ""
-        if self.skipped <= MAX_SKIPPED:  # a folder full of them helps nobody
-            file = f"; the batch is in {self.write_batch(verdict, failed, samples)}"
-        if self.args.on_nonfinite == "skip" and self.in_a_row < MAX_SKIPPED:
-            logger.warning(f"{where}{file}; the step was left out ({self.skipped} so far)")
-            return
-        cure = "lower --lr, give --clip-grad, or try --on-nonfinite skip"
-        if self.args.on_nonfinite == "skip":
-            cure = f"{self.in_a_row} steps in a row were left out: lower --lr or give --clip-grad"
-        if scaled:
-            cure += "; or leave fp16: --amp bf16 or --amp off"
-        raise InputError(f"{where}{file}; {cure}")
-
-    def write_batch(self, verdict: Verdict, failed: list[str], samples: torch.Tensor) -> str:
-        """The step's packed views, parameters and tokens of this rank, as a file that torch.load opens."""
-        name = f"nonfinite_step{verdict.step}" + (f"_rank{rank()}" if world_size() > 1 else "") + ".pt"
-        contents = {
-            "epoch": verdict.epoch, "step": verdict.step, "lr": verdict.lr, "failed": failed,
-            "numbers": self.numbers(verdict),
-            "ids": self.names(samples.tolist()), "finite_features": verdict.rows.cpu(), "batches": verdict.batches,
-        }  # fmt: skip
-        try:
-            utils.save_tensors(contents, self.out / name)
-        except InputError as error:
-            return f"no file: {error}"
-        return str(self.out / name)
-
     def state_dict(self) -> dict:
         """The sums of the epoch so far, and the steps left out, for a checkpoint."""
         totals = {} if self.totals is None else {"totals": self.totals, "keys": list(self.keys)}
-        # Steps under way at a save are `clean`: the next judgement would end a row of failures.
-        in_a_row = 0 if self.pending else self.in_a_row
-        overflows = self.overflows + sum(self.overflowed(self.numbers(verdict)) for verdict in self.pending)
-        return {**totals, "skipped": self.skipped, "in_a_row": in_a_row, "overflows": overflows}
+        return {**totals, **self.verdicts.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-        self.overflows = state.get("overflows", 0)  # not in checkpoints of before
+        self.verdicts.load_state_dict(state)
         if "totals" in state:
             self.keys, self.totals = tuple(state["keys"]), state["totals"].to(self.device)
 
@@ -268,10 +176,6 @@ def finite_rows(features: dict) -> torch.Tensor:
     """(n,) bool: the samples whose pooled features are finite in every view."""
     names = [name for name in ("image", "text", "aug1", "aug2") if name in features]
     return torch.stack([features[name].detach().isfinite().all(dim=1) for name in names]).all(dim=0)
-
-
-def some(names: list[str], most: int = 16) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # Running statistics of batch norms, held still where they must be

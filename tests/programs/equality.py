@@ -44,25 +44,26 @@ def record(dtype: torch.dtype, path: Path):
         import os
 
         from training.update import Update
+        from training.verdicts import Verdicts
 
         torch.set_default_dtype(dtype)
         kept = {"gradient": {}, "loss": []}
-        judge = Update.judge
+        judge = Verdicts.judge
 
-        def judge_and_keep(self, verdict):
-            kept["loss"].append(verdict.numbers[0].item())
-            judge(self, verdict)
+        def judge_and_keep(self, found):
+            kept["loss"].append(found.values[0].item())
+            judge(self, found)
             if os.environ.get("RANK", "0") == "0":
                 torch.save(kept, path)
 
-        update = Update.update
+        change_weights = Update.change_weights
 
-        def keep_and_update(self, values):
+        def keep_and_change(self, values):
             if not kept["gradient"]:
                 kept["gradient"] = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-            return update(self, values)
+            return change_weights(self, values)
 
-        Update.judge, Update.update = judge_and_keep, keep_and_update
+        Verdicts.judge, Update.change_weights = judge_and_keep, keep_and_change
 
     return setup
 

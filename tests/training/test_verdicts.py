@@ -8,7 +8,7 @@ import utils
 from data.tokens import from_json
 from datasets import roco_table
 from test_main import log_lines, read_checkpoint, train
-from training import update
+from training.verdicts import Verdicts
 
 
 def overflowing(roco, tmp_path, capsys, everywhere: bool):
@@ -90,13 +90,13 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(roco, tmp_path, capsys
 
 def test_overflows_that_a_lower_scale_cures_are_counted(roco, tmp_path, capsys, monkeypatch):
     half_precision(monkeypatch)
-    norms, judge = [], update.Update.judge
+    norms, judge = [], Verdicts.judge
 
-    def keep(self, verdict):
-        norms.append(self.numbers(verdict)["gradient norm"])
-        judge(self, verdict)
+    def keep(self, found):
+        norms.append(found.numbers()["gradient norm"])
+        judge(self, found)
 
-    monkeypatch.setattr(update.Update, "judge", keep)
+    monkeypatch.setattr(Verdicts, "judge", keep)
     out = tmp_path / "out"
     words = ("--eval-freq", 9, "--objective", "simclr")
     code, _, errors = train(capsys, roco, out, "--epochs", 3, *words)
