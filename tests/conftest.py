@@ -11,10 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
 # One thread a process, its children too: models as small as the tests' gain nothing from a second, and pay for it.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
+GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 for name in list(os.environ):  # the tests may run within a job, whose process group is not theirs
-    if name.startswith(("SLURM_", "SUBMITIT_", "TORCHELASTIC_")) or name in (
-        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    ):
+    of_a_job = name.startswith(("SLURM_", "SUBMITIT_", "TORCHELASTIC_")) and name != "SLURM_CONF"  # the cluster's
+    if of_a_job or name in GROUP:
         del os.environ[name]
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]  # helpers of the tests
