@@ -18,7 +18,7 @@ from tools.compare import read_predictions
 from tools.report_page.runs import read_json
 from utils import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["MALIGNANT", "BENIGN", "BENIGN_WITHOUT_CALLBACK"]
 
 
