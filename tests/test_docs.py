@@ -6,13 +6,14 @@ import shlex
 import pytest
 from conftest import REPOSITORY
 
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("experiments/**/*.md")])
+GUIDES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("tests/**/*.md")])
+PAGES = [*GUIDES, *sorted(REPOSITORY.glob("experiments/**/*.md"))]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands():
-    """(page, words) of each command of a script of this repository."""
-    for page in PAGES:
+    """(page, words) of each command of a script of this repository, but for the experiments' own scripts."""
+    for page in GUIDES:
         for block in BLOCK.findall(page.read_text(encoding="utf-8")):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
