@@ -1,7 +1,8 @@
-"""Checkpoint layouts: every published or saved form of these weights, one table and one loader for all of them.
+"""Checkpoint layouts: one table of all forms in which these weights are published or saved, and one loader for them.
 
-A layout says how a file is recognised, how its keys become ours, which of its keys are knowingly left behind, and
-which parts of the model it must fill. Everything is read with `torch.load(weights_only=True)`, so no file runs code.
+A layout says how its files are recognised, how their keys are renamed to the model's, which keys are ignored on
+purpose, and which parts of the model they must fill. Everything is read with `torch.load(weights_only=True)`, so that
+no file can run code.
 """
 
 import argparse
@@ -37,10 +38,10 @@ SLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_fin
 @dataclass(frozen=True)
 class Layout:
     name: str
-    marker: str  # a key that starts so tells the layout
-    renames: tuple[tuple[str, str], ...]  # (pattern, replacement), the first that matches is applied
-    fills: tuple[str, ...]  # parts of the model that must come from the file
-    ignores: tuple[str, ...] = ()  # prefixes of keys that are known and not used
+    marker: str  # how a key starts in files of this layout, and in no other that comes later in LAYOUTS
+    renames: tuple[tuple[str, str], ...]  # (pattern, replacement): the first pattern that matches a key is replaced
+    fills: tuple[str, ...]  # parts of the model whose weights the file must have
+    ignores: tuple[str, ...] = ()  # prefixes of keys that are ignored on purpose
 
 
 LAYOUTS = (  # the first whose marker is found is taken
@@ -57,7 +58,7 @@ LAYOUTS = (  # the first whose marker is found is taken
             (r"^image_mlp\.layer3\.", "ssl_head.6."),
         ),
         ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale"),
-        # The SLIP towers that it built and never used, and MedCLIP's scale: its loss took the outer logit_scale.
+        # Towers of SLIP that the code built and never used, and MedCLIP's scale: its loss took the outer logit_scale.
         ("visual.", *SLIP_TEXT, "image_projection", "MedCLIP_model.logit_scale"),
     ),
     Layout(
@@ -71,7 +72,7 @@ LAYOUTS = (  # the first whose marker is found is taken
         "visual.",
         ((r"^visual\.", "image_encoder."), (r"^image_projection$", "image_projection.weight")),
         ("image_encoder",),
-        # Its text tower is another one, and its head takes the pooled feature, not the projected one.
+        # SLIP's text tower is another network, and its SimCLR head takes the pooled feature, not the projected one.
         (*SLIP_TEXT, "image_mlp.", "logit_scale"),
     ),
     Layout(
@@ -101,7 +102,7 @@ CANONICAL = tuple(  # transformers renamed Swin's and BERT's modules over the ye
         (r"\.beta$", ".bias"),
     )
 )
-# Integer buffers that some releases save and others compute, and the pooler that is left out.
+# Keys that a file may have or lack: integer buffers, which some releases save and others compute, and BERT's pooler.
 DROPPABLE = re.compile(r"(relative_position_index|position_ids|token_type_ids|num_batches_tracked)$|\.pooler\.dense\.")
 
 
@@ -114,7 +115,7 @@ def canonical(key: str) -> str:
 def read(path: str | Path) -> dict:
     """The contents of a checkpoint: a folder or zip with `pytorch_model.bin`, or a file that torch.save wrote.
 
-    Raises InputError if there is none, it is not weights, or it would run code.
+    Raises InputError if there is no such file, or if it is damaged, holds no dict, or could run code.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -126,17 +127,17 @@ def read(path: str | Path) -> dict:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 check_archive(archive)
-                # torch's own files are zip archives too; MedCLIP's archive holds such a file as a member.
+                # A file of torch.save is a zip archive too. MedCLIP's is an archive with such a file in it.
                 members = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == WEIGHTS]
                 if members:
-                    source = io.BytesIO(archive.read(members[0]))  # in memory: no path of the archive is written
-        # The pickled argparse Namespace of SLIP's checkpoints is plain data; nothing else is let through.
+                    source = io.BytesIO(archive.read(members[0]))  # in memory: no path in the archive is written to
+        # SLIP's checkpoints hold an argparse.Namespace, which is plain data. No other class is allowed.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that it may not know
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols other than its own
             contents = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each have their own kinds
+    except Exception as error:  # zipfile, pickle and torch raise errors of many kinds
         unsafe = "Unsupported global" in str(error) or "weights_only" in str(error)
-        what = "holds something else than weights, which could run code" if unsafe else "is damaged or not a checkpoint"
+        what = "holds more than weights, which could run code" if unsafe else "is damaged or not a checkpoint"
         raise InputError(f"{path}: {what}; it was not loaded. Give a state dict saved by torch.save") from None
     if not isinstance(contents, dict):
         raise InputError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
@@ -144,7 +145,8 @@ def read(path: str | Path) -> dict:
 
 
 def check_archive(archive: zipfile.ZipFile) -> None:
-    """Verify the CRC-32 of every member: torch.load does not. Raises BadZipFile; so does one that would swell up."""
+    """Verify the CRC-32 of every member, as torch.load does not, and refuse one that would unpack to far more than its
+    size. Raises BadZipFile."""
     for member in archive.infolist():
         if member.file_size > max(MAX_SWELLING * member.compress_size, 1 << 26):
             raise zipfile.BadZipFile(f"{member.filename} would swell to {member.file_size:,} bytes")
@@ -160,7 +162,8 @@ def own_arguments(contents: dict) -> dict | None:
 
 
 def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
-    """Find the layout, unwrap it and give its keys our names. Raises InputError if no layout fits."""
+    """A checkpoint's contents -> their layout, and their weights by the model's names. Raises InputError if no layout
+    fits."""
     state = contents
     for wrapper in ("model", "state_dict"):
         if isinstance(contents.get(wrapper), dict):
@@ -172,13 +175,14 @@ def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
     layout = next((one for one in LAYOUTS if any(key.startswith(one.marker) for key in state)), None)
     if layout is None:
         names = ", ".join(one.name for one in LAYOUTS)
-        raise InputError(f"{path}: keys such as {some([next(iter(state))])} belong to no layout known here ({names})")
+        first = first_keys([next(iter(state))])
+        raise InputError(f"{path}: keys such as {first} belong to no layout known here ({names})")
     translated = {}
     for key, value in state.items():
         if key.startswith(layout.ignores):
             continue
         if not isinstance(value, torch.Tensor):
-            raise InputError(f"{path}: '{some([key])}' is a {type(value).__name__}, not a tensor")
+            raise InputError(f"{path}: '{first_keys([key])}' is a {type(value).__name__}, not a tensor")
         for pattern, new in layout.renames:
             renamed = re.sub(pattern, new, key)
             if renamed != key:
@@ -190,7 +194,7 @@ def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
     return layout, translated
 
 
-def some(keys) -> str:
+def first_keys(keys) -> str:
     keys = sorted(keys)
     return ", ".join(repr(key)[1:-1][:120] for key in keys[:6]) + (
         f" and {len(keys) - 6} more" if len(keys) > 6 else ""
@@ -198,10 +202,10 @@ def some(keys) -> str:
 
 
 def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> set[str]:
-    """Copy a checkpoint of any known layout into `model` (see models.MedSLIP) -> the parts that were loaded.
+    """Copy a checkpoint of any known layout into `model` (a models.MedSLIP) -> the parts of it that were loaded.
 
-    A part of the model that the layout does not have stays as it is, and is named in the log. Any other missing,
-    unexpected or misshapen key raises InputError with the keys, before anything is copied.
+    A part of the model that the layout lacks stays as it is, and is named in the log. Any other key that is missing,
+    unexpected or of another shape raises InputError, which names the keys, before anything is copied.
     """
     args = own_arguments(contents)
     if args and arch and args.get("arch") != arch:
@@ -226,7 +230,7 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
         if value.shape != own[key].shape
     ]
     problems = [
-        f"{title} {some(keys)}"
+        f"{title} {first_keys(keys)}"
         for title, keys in (("missing:", missing), ("unexpected:", unexpected), ("misshapen:", misshapen))
         if keys
     ]
@@ -237,7 +241,7 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
         )
     broken = [key for key, value in matched.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise InputError(f"{path}: not finite: {some(broken)}")
+        raise InputError(f"{path}: not finite: {first_keys(broken)}")
     with torch.no_grad():
         for key, value in matched.items():
             own[key].copy_(value)
@@ -273,7 +277,7 @@ def _download(url: str, folder: Path) -> Path:
                     file.write(chunk)
                     size += len(chunk)
             if (expected and size != int(expected)) or not zipfile.is_zipfile(temporary):
-                raise OSError(f"{size} bytes came, of {expected or 'an unknown number'}, or they are no zip")
+                raise OSError(f"{size} of {expected or 'an unknown number of'} bytes came, or they are no zip archive")
     except (OSError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(

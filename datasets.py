@@ -1,4 +1,4 @@
-"""The catalog: a data set's name -> pairs to train on, or a labelled set to probe; the readers are in data/."""
+"""The catalog: the name of a data set -> pairs to train on, or a labelled set to probe. The readers are in data/."""
 
 import json
 from pathlib import Path

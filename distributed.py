@@ -1,10 +1,10 @@
-"""A process of several: how it joins the others, what it asks of them, and how it leaves them, with its exit code.
+"""How a process joins the others of its run, what it asks of them, and how it leaves them, with which exit code.
 
-Leaving is more than it seems. A gloo thread that still lives when the interpreter is finalised can end the process
-with SIGABRT, so a run that has ended well lets go of the group and of all that holds it first. And a process that
-ends for an error of its own would leave the others with broken connections, so it tells them what the error was.
+Two things make the end of a process difficult. A gloo thread that is alive while the interpreter is finalised can
+abort the process (SIGABRT): a run that has finished therefore first drops the process group and everything that refers
+to it. And a process that ends by an error breaks the others' connections: it therefore first tells them its error.
 
-On one process alone every function here does what it says without a group.
+In a run of one process there is no process group, and every function here works without one.
 """
 
 import atexit
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# Before there is a group: default arguments in this module hold the group that they find at the import, for good.
+# Imported before there is a group: default arguments in this module keep a reference to the group of that moment.
 import torch.distributed.nn.functional
 from torch import nn
 from torch.distributed import _functional_collectives as collectives
@@ -34,27 +34,27 @@ from torch.distributed.rendezvous import rendezvous
 import utils
 from utils import EXIT_INTERRUPTED, InputError, Interrupted, full_precision, logger
 
-TIMEOUT = timedelta(minutes=60)  # of a collective: rank 0 may build a cache meanwhile
+TIMEOUT = timedelta(minutes=60)  # of a collective: the others wait in one while rank 0 builds a cache
 POLL = 0.3  # seconds between two looks for another rank's error
-PATIENCE = 20.0  # seconds that a rank with an error waits for the others to have told of it
+PATIENCE = 20.0  # seconds that a rank with an error waits until the others have read it
 
 
 class Herald(threading.Thread):
-    """Tells the other ranks of this one's error, and ends this process when another rank tells of one.
+    """A thread that tells the other ranks of this rank's error, and ends this process when another rank tells of one.
 
-    It goes by the store of the rendezvous: a collective would need the ranks that are blocked in one. Nothing waits
-    longer than PATIENCE for a store that does not answer.
+    It uses the key-value store of the rendezvous, since a collective would need ranks that may be blocked in another
+    one. Nothing waits longer than PATIENCE for a store that does not answer.
     """
 
     def __init__(self, store: dist.Store, rank: int, world: int):
         super().__init__(daemon=True)
-        self.kept = store  # rank 0's may be the one that serves the others
-        self.store, self.mine = store.clone(), store.clone()  # a connection for each of the two threads
-        for one in (self.store, self.mine):
+        self.original = store  # a reference to keep: on rank 0 this object may be the server of the store
+        self.store, self.main_store = store.clone(), store.clone()  # one connection for each of the two threads
+        for one in (self.store, self.main_store):
             one.set_timeout(timedelta(seconds=5))
         self.rank, self.world = rank, world
-        # The thread that tells why this process ends takes `ending` and keeps it. The other thread, whose error is a
-        # consequence (a broken connection), then waits there for the end.
+        # The thread that prints why this process ends takes `ending` and never gives it back. An error of the other
+        # thread is then only a consequence (a broken connection), and that thread waits at `ending` until the end.
         self.stopped, self.ending = threading.Event(), threading.RLock()
 
     def run(self) -> None:
@@ -68,7 +68,7 @@ class Herald(threading.Thread):
                         end_now(code)
 
     def count_out(self, store: dist.Store) -> None:
-        """This rank needs to be told nothing more. Rank 0, which may hold the store, waits for the others."""
+        """Note that this rank is done with the store. Rank 0, which may serve it, waits for the others' notes."""
         store.add("told", 1)
         if self.rank:
             store.add("gone", 1)
@@ -78,19 +78,19 @@ class Herald(threading.Thread):
     def stop(self) -> None:
         self.stopped.set()
         self.join(PATIENCE)
-        within_patience(self.count_out, self.mine)
+        within_patience(self.count_out, self.main_store)
 
     def tell(self, code: int, line: str) -> None:
-        """Let every rank end with `code` and `line`; return when they have told of it."""
+        """Let every rank end with `code` and print `line`; return when all of them have read it."""
 
         def tell_all() -> None:
-            self.mine.compare_set("error", "", json.dumps([self.rank, code, line]))
-            self.mine.add("told", 1)
-            wait_for(self.mine, "told", self.world)  # when this rank ends, it breaks the others' collectives
+            self.main_store.compare_set("error", "", json.dumps([self.rank, code, line]))
+            self.main_store.add("told", 1)
+            wait_for(self.main_store, "told", self.world)  # first: the end of this rank breaks the others' collectives
             if self.rank:
-                self.mine.add("gone", 1)
+                self.main_store.add("gone", 1)
             else:
-                wait_for(self.mine, "gone", self.world - 1)
+                wait_for(self.main_store, "gone", self.world - 1)
 
         self.stopped.set()
         within_patience(tell_all)
@@ -102,7 +102,7 @@ def wait_for(store: dist.Store, key: str, count: int) -> None:
 
 
 def within_patience(function, *args) -> None:
-    """Call it in a thread that is left alone after PATIENCE; a store that is gone is no error."""
+    """Call `function(*args)` in a thread, and wait for it no longer than PATIENCE; a lost store is no error."""
 
     def call() -> None:
         with contextlib.suppress(RuntimeError):
@@ -114,7 +114,7 @@ def within_patience(function, *args) -> None:
 
 
 herald: Herald | None = None
-exit_code = 0  # that run_script gave
+exit_code = 0  # the one that run_script is about to exit with
 
 
 def init_distributed(device: str | None, backend: str | None, dist_url: str) -> torch.device:
@@ -148,7 +148,7 @@ def init_distributed(device: str | None, backend: str | None, dist_url: str) -> 
 
 
 def meet(dist_url: str, rank: int, world: int) -> dist.Store:
-    """Find the other ranks, and start the Herald: from here on an error of one ends all -> the group's store."""
+    """Find the other ranks, and start the Herald -> the group's store. From now on an error of one rank ends all."""
     global herald
     store, rank, world = next(rendezvous(dist_url, rank, world, timeout=TIMEOUT))
     store.set_timeout(TIMEOUT)
@@ -158,9 +158,10 @@ def meet(dist_url: str, rank: int, world: int) -> dist.Store:
 
 
 def leave() -> None:
-    """Leave the process group, on all ranks; nothing of the caller's may hold a network or a piece of work by then.
+    """Leave the process group, on all ranks.
 
-    The group ends with the last reference to it, and joins its threads.
+    The group ends, and joins its threads, when the last reference to it is gone. The caller must therefore hold no
+    DistributedDataParallel and no handle of a collective any more.
     """
     global herald
     if dist.is_initialized():
@@ -175,7 +176,7 @@ def leave() -> None:
 
 
 def group_threads() -> list[str]:
-    """The names of this process's gloo threads (Linux; elsewhere none is found)."""
+    """The names of this process's gloo threads; none are found where there is no /proc."""
     found = []
     for path in Path("/proc/self/task").glob("*/comm"):
         with contextlib.suppress(OSError):
@@ -183,9 +184,9 @@ def group_threads() -> list[str]:
     return [name for name in found if "gloo" in name]
 
 
-@atexit.register  # early, and so called after the hooks of what is imported later
+@atexit.register  # hooks are called last to first: this one after those of all that is imported later
 def avoid_finalising() -> None:
-    """Where something global holds the group after all, end before its threads meet the interpreter's end."""
+    """End at once if gloo threads are still alive: something global holds the group, and finalising could abort."""
     if group_threads():
         end_now(exit_code)
 
@@ -202,14 +203,14 @@ def run_script(main, args) -> None:
     try:
         main(args)
     except InputError as error:
-        # From a loader's worker it comes wrapped in that process's traceback, whose last line it is.
+        # An error in a loader's worker arrives as that process's whole traceback; its last line is the message.
         code, line = 2, str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
     except Interrupted as stop:
         logger.info(f"{stop}: saved; the same command again goes on")
         code = EXIT_INTERRUPTED
     except SystemExit as stop:  # the launcher's, for a requeue
         code = stop.code or 0
-    except KeyboardInterrupt:  # before a StopRequest is there to catch it
+    except KeyboardInterrupt:  # one that came before training/signals.py caught signals
         if herald is None:
             raise
         code, line = 128 + signal.SIGINT, "interrupted"
@@ -219,7 +220,7 @@ def run_script(main, args) -> None:
         herald.ending.acquire()
         traceback.print_exc()
         code, line = 1, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-    # Only here are the exception and its frames gone, and with them what these held.
+    # After the try: only here is the exception gone, whose frames refer to the network.
     if line:
         fail(code, line)
     leave()
@@ -229,7 +230,7 @@ def run_script(main, args) -> None:
 
 
 def fail(code: int, line: str) -> None:
-    """Print `line` and exit with `code`; of several ranks each does so, without waiting for what is in flight."""
+    """Print `line` and exit with `code`, on every rank, without waiting for collectives that are under way."""
     logging.shutdown()
     if herald is None:
         say(line)
@@ -245,7 +246,7 @@ def say(line: str) -> None:
 
 
 def end_now(code: int) -> None:
-    """End the process without finalising the interpreter, where threads of a collective may be left."""
+    """End the process without finalising the interpreter, because threads of a collective may be alive."""
     for release in list(utils.before_end):
         with contextlib.suppress(Exception):
             release()
@@ -255,7 +256,7 @@ def end_now(code: int) -> None:
     os._exit(code)
 
 
-# What a process asks of the others
+# Collectives
 
 
 def rank() -> int:
@@ -267,9 +268,9 @@ def world_size() -> int:
 
 
 def on_rank0(function, *args, **kwargs):
-    """Call `function` on rank 0 and return its result on every rank; so is an `InputError` that it raises.
+    """Call `function` on rank 0 alone -> its result, on every rank. An `InputError` of it is raised on every rank.
 
-    Whatever reads the file system goes through here: ranks on a shared disk may otherwise see different folders.
+    All that looks at files goes through here: the ranks might see different states of a shared disk.
     """
     if world_size() == 1:
         return function(*args, **kwargs)
@@ -295,7 +296,7 @@ def all_objects(value) -> list:
 
 
 def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
-    """(n, ...) rows of `range(rank, total, world)` on each rank -> (total, ...) in order, on every rank."""
+    """Each rank's rows (n, ...), those of `range(rank, total, world)` -> all (total, ...) in order, on every rank."""
     if world_size() == 1:
         return rows
     longest = math.ceil(total / world_size())
@@ -306,12 +307,15 @@ def gather_rows(rows: torch.Tensor, total: int) -> torch.Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
 
-# torch 2.15 renamed it.
+# torch 2.15 has it under a new name.
 _all_gather = getattr(collectives, "all_gather_single_autograd", None) or collectives.all_gather_tensor_autograd
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """(B, ...) on each rank -> (world * B, ...) on every rank; the backward sums the gradients of all ranks' losses."""
+    """(B, ...) on each rank -> (world * B, ...) on every rank.
+
+    In the backward pass a rank's rows receive the sum of the gradients that the losses of all ranks have for them.
+    """
     return _all_gather(rows.contiguous(), 0, dist.group.WORLD) if world_size() > 1 else rows
 
 
@@ -327,21 +331,21 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Batch norm `norm` in train mode: (n, C, ...) of each rank, one mean and variance a channel over all ranks."""
+def global_batch_norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the batch norm `norm` makes of (n, C, ...) in train mode, with mean and variance taken over all ranks."""
     rows = full_precision(x)
     shape = [1, -1] + [1] * (x.dim() - 2)
     variance, mean = torch.var_mean(rows, [d for d in range(x.dim()) if d != 1], correction=0)
-    # Every rank has as many values, so the parts weigh the same (Chan, Golub and LeVeque, 1979).
+    # Every rank has as many values: all weigh the same where the variances are joined (Chan, Golub, LeVeque, 1979).
     means, variances = gather(torch.stack([mean, variance])[None]).unbind(1)
     mean = means.mean(0)
     variance = variances.mean(0) + (means - mean).square().mean(0)
     with torch.no_grad():
         count = rows.numel() // rows.shape[1] * world_size()
         norm.num_batches_tracked += 1
-        share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), share)
+        momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
     out = (rows - mean.reshape(shape)) * torch.rsqrt(variance + norm.eps).reshape(shape)
     if norm.affine:
         out = out * norm.weight.reshape(shape) + norm.bias.reshape(shape)
@@ -349,28 +353,28 @@ def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 class GlobalBatchNorm(BatchNorm):
-    """A batch norm over all ranks. Not a torch SyncBatchNorm, which DistributedDataParallel refuses on the CPU."""
+    """A batch norm over all ranks, for the CPU: there DistributedDataParallel refuses torch's SyncBatchNorm."""
 
     def _check_input_dim(self, x):
         pass
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return normalise(self, x) if self.training else super().forward(x)
+        return global_batch_norm(self, x) if self.training else super().forward(x)
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every batch norm of `model` take the statistics of all ranks -> the model, converted in place.
+    """Make every batch norm of `model` take its statistics over all ranks -> the model, converted in place.
 
-    torch's SyncBatchNorm trains on CUDA only. Elsewhere the same is done with differentiable collectives, so that a
-    run on gloo sees the statistics of one process with the whole batch, and its gradient.
+    torch's SyncBatchNorm trains on CUDA only. On the CPU differentiable collectives do the same: the statistics and
+    the gradient are those of one process with the whole batch.
     """
-    from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # here: no tool that takes no model waits for timm
+    from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # slow to import, and most tools need no model
 
     class GlobalBatchNormAct(BatchNormAct2d):
-        """timm's batch norm that holds an activation, over all ranks."""
+        """timm's batch norm with an activation in it, over all ranks."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.act(self.drop(normalise(self, x))) if self.training else super().forward(x)
+            return self.act(self.drop(global_batch_norm(self, x))) if self.training else super().forward(x)
 
     if device.type == "cuda":
         return convert_sync_batchnorm(model)  # timm's own keeps the activation that some of its norms hold

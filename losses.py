@@ -1,8 +1,8 @@
 """CLIP, SimCLR and SLIP losses over the global batch.
 
-Each rank takes its own rows against the gathered columns of all ranks, and the gather carries the gradient back, so
-that DDP's averaged gradient is the gradient of one process on the whole batch, for every term. From a global batch of
-BLOCK_FROM on, the logits are never held as a whole: RowBlocks.
+Each rank computes its own rows of the logits, against the embeddings gathered from all ranks. The gradient flows back
+through the gather, so that the average that DistributedDataParallel takes is the gradient of one process on the whole
+batch, for every term. With a global batch of BLOCK_FROM or more the logits are never held as a whole: see RowBlocks.
 """
 
 import torch
@@ -18,23 +18,21 @@ BLOCK = 512  # rows
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, N), the right columns (B,) -> the mean cross entropy, the percent of rows whose largest is right."""
+    """Logits (B, N), the right columns (B,) -> the mean cross entropy, and the accuracy in percent."""
     return F.cross_entropy(logits, labels), 100 * (logits.detach().argmax(dim=-1) == labels).float().mean()
 
 
 class RowBlocks(torch.autograd.Function):
     """`cross_entropy(scale * query @ keys.T, labels)`, BLOCK rows of the logits at a time.
 
-    A block's gradient is made as soon as its logits are there, so that nothing is computed twice or kept for later
-    but gradients of the embeddings' own size.
+    The forward pass also computes each block's gradient while its logits are at hand. Nothing is computed twice, and
+    all that is kept for the backward pass are gradients as large as the embeddings.
     """
 
     @staticmethod
     def forward(ctx, query, keys, scale, labels, excluded=None):
-        """`query` (B, D), `keys` (N, D), `scale` () or a float, `labels` and `excluded` (B,), columns of `keys`.
-
-        A row's excluded column counts as minus infinity.
-        """
+        """`query` (B, D), `keys` (N, D), `scale` a tensor () or a float, `labels` and `excluded` (B,): for each row the
+        number of its right key, and of one that is left out (a logit of minus infinity)."""
         loss = correct = 0
         d_query, d_keys = torch.empty_like(query), torch.zeros_like(keys)
         blocks = (
@@ -104,7 +102,7 @@ class SimCLRLoss(nn.Module):
             all_one, all_two = gather(one), gather(two)
             found = []
             for query, same, other in ((two, all_two, all_one), (one, all_one, all_two)):
-                # A view is not its own negative.
+                # A view is no negative of itself: its own column is left out.
                 if len(same) < BLOCK_FROM:
                     same_view = (query @ same.T / self.temperature).scatter(1, labels[:, None], float("-inf"))
                     logits = torch.cat([query @ other.T / self.temperature, same_view], dim=1)

@@ -1,4 +1,4 @@
-"""Image and text towers, their projections and the SimCLR head: one composition for every size.
+"""Image and text towers, their projections and the SimCLR head, put together in one class for every architecture.
 
 MedCLIP (Wang et al., EMNLP 2022; RyanWangZf/MedCLIP) projects a Swin-T or ResNet-50 and Bio_ClinicalBERT to 512
 dimensions. MedSLIP adds SLIP's SimCLR head (Mu et al., ECCV 2022; Chen et al., ICML 2020) on the projected image.
@@ -139,7 +139,7 @@ class MedSLIP(nn.Module):
         self.text_pooling = text_pooling
         self.locked = []
         self.frozen_norms = False
-        self.image_encoder = image.to(memory_format=torch.channels_last)  # convolutions run faster so, on CPU and GPU
+        self.image_encoder = image.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
         self.image_projection = nn.Linear(width, EMBED_DIM, bias=False)
         if text is not None:
             self.text_encoder = text
@@ -149,17 +149,17 @@ class MedSLIP(nn.Module):
             self.ssl_head = projection_head(EMBED_DIM, *ssl_dims)
 
     def encode_image(self, pixels: torch.Tensor, projected: bool = True) -> torch.Tensor:
-        """(B, 1 or 3, H, W) float, normalised -> (B, 512), or (B, width) pooled; not L2-normalised."""
+        """(B, 1 or 3, H, W) normalised -> (B, 512), or pooled (B, width) if not `projected`. Not L2-normalised."""
         if pixels.shape[1] == 1:
             pixels = pixels.expand(-1, 3, -1, -1)
         features = self.image_encoder(pixels)
         return self.image_projection(features) if projected else features
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, projected: bool = True):
-        """(B, T) int64 token ids and their mask -> (B, 512), or (B, hidden) pooled; not L2-normalised.
+        """(B, T) int64 ids and their mask -> (B, 512), or pooled (B, hidden) if not `projected`. Not L2-normalised.
 
-        The mean of hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then the mean over the real tokens;
-        with text_pooling "padded" over all T positions, as MedCLIP does it.
+        The mean of the hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then the mean over the real tokens
+        of a caption; with text_pooling "padded" over all T positions, padding included, as in MedCLIP.
         """
         states = self.text_encoder(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
@@ -173,10 +173,11 @@ class MedSLIP(nn.Module):
         return self.text_projection(pooled) if projected else pooled
 
     def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, text_order=None) -> dict:
-        """Pooled features of what is given, before any projection: `image`, `text`, `aug1`, `aug2`, (B, width) each.
+        """Pooled features, before any projection, of what is given: `image`, `text`, `aug1`, `aug2`, (B, width) each.
 
-        The captions come whole or in chunks (lists) of like length, see tokens.Tokens.batch. On a GPU all views
-        go through the encoder at once, unless it has batch norms that train: those see one view at a time.
+        `input_ids` and `attention_mask` are of the whole batch, or lists of chunks of captions of like length, see
+        tokens.Tokens.batch. On a GPU all views go through the encoder at once, unless it has batch norms that train:
+        those take their statistics of one view at a time.
         """
         features = {}
         pixels = {name: x for name, x in (("image", image), ("aug1", aug1), ("aug2", aug2)) if x is not None}
@@ -196,7 +197,11 @@ class MedSLIP(nn.Module):
         return features
 
     def project(self, features: dict) -> dict:
-        """What `encode` gave -> `image_embed`, `text_embed`, `logit_scale` (exp); `aug1_embed`, `aug2_embed`."""
+        """The features of `encode` -> their embeddings.
+
+        `image_embed`, `text_embed` and `logit_scale` (already exp) if there are features of `image` and `text`;
+        `aug1_embed` and `aug2_embed` if there are those of `aug1` and `aug2`.
+        """
         outputs = {}
         if "image" in features:
             outputs["image_embed"] = self.image_projection(features["image"])
@@ -213,8 +218,8 @@ class MedSLIP(nn.Module):
     ) -> dict:  # fmt: skip
         """`encode`, then `project`: features and embeddings in one dict; with `project=False` the features alone.
 
-        `anchor` adds a zero that depends on every parameter outside of the encoders, so that
-        DistributedDataParallel, which waits for each parameter's gradient, finds them in this pass too.
+        `anchor` adds an output that is zero and depends on every parameter outside of the encoders.
+        DistributedDataParallel waits for the gradient of each parameter, and so gets one even without `project`.
         """
         outputs = self.encode(image, input_ids, attention_mask, aug1, aug2, text_order)
         if project:
@@ -231,7 +236,7 @@ class MedSLIP(nn.Module):
         self.locked = list(towers)
 
     def freeze_batch_norms(self) -> int:
-        """Let the image encoder's batch norms use their running statistics and keep them -> how many there are.
+        """Let the image encoder's batch norms use their running statistics, unchanged -> the number of batch norms.
 
         Their weights and biases still train.
         """
@@ -247,11 +252,11 @@ class MedSLIP(nn.Module):
         return self
 
     def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass."""
+        """Recompute the encoders' activations in the backward pass instead of keeping them."""
         for encoder in (self.image_encoder, getattr(self, "text_encoder", None)):
             if hasattr(encoder, "set_grad_checkpointing"):  # timm
                 encoder.set_grad_checkpointing(True)
-            elif encoder is not None:  # transformers, which is renaming it
+            elif encoder is not None:  # transformers, of which a later release has it under another name
                 enable = getattr(encoder, "activation_checkpointing_enable", encoder.gradient_checkpointing_enable)
                 enable({"use_reentrant": False})
 
@@ -292,7 +297,10 @@ def published_text(text_model: str, objective: str) -> str:
 
 
 def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Pixel mean and std for "medclip", "imagenet" or "timm" (what timm says of `arch`)."""
+    """Mean and standard deviation of the pixels for --normalize: of "timm" those that timm has for `arch`.
+
+    Raises InputError where timm does not know the encoder.
+    """
     if normalize != "timm":
         return MEAN_STD[normalize]
     if arch == "medclip_vit":
@@ -302,6 +310,8 @@ def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float,
 
 
 def default_normalize(arch: str, pretrained: str) -> str:
+    """The normalisation that the initial weights were trained with: what --normalize is if neither it nor a checkpoint
+    says."""
     if arch.startswith("medclip_"):
         return "medclip"
     return "timm" if pretrained == "timm" else "imagenet"

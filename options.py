@@ -70,23 +70,19 @@ for function, name in (
 
 
 def add_data(parser, dataset, cache):
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default=dataset, help="a name in the catalog (default: %(default)s)")
-    group.add_argument("--catalog", default=str(Path(__file__).with_name("dataset_catalog.json")), metavar="FILE")
-    group.add_argument(
-        "--root", default=None, metavar="FOLDER", help="where the data lies, instead of the catalog's path"
-    )
-    group.add_argument(
-        "--image-size", type=positive, default=None, metavar="PIXELS", help="default: the checkpoint's, or 224"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default=dataset, help="a name in the catalog (default: %(default)s)")
+    add("--catalog", default=str(Path(__file__).with_name("dataset_catalog.json")), metavar="FILE")
+    add("--root", metavar="FOLDER", help="where the data lies, instead of the catalog's path")
+    add("--image-size", type=positive, metavar="PIXELS", help="default: the checkpoint's, or 224")
+    add(
         "--cache",
         default=cache,
         metavar="auto|none|FOLDER",
-        help="keep decoded pictures: beside the data or in the user's cache folder if it fits the disk, nowhere, or "
-        "in FOLDER (default: %(default)s)",
+        help="where decoded pictures are kept: auto is beside the data or in the user's cache folder, if the disk has "
+        "room; none is nowhere (default: %(default)s)",
     )
-    group.add_argument(
+    add(
         "--skip-broken",
         action="store_true",
         help="leave out images that cannot be read, after naming them in a file (default: an error)",
@@ -94,149 +90,102 @@ def add_data(parser, dataset, cache):
 
 
 def add_model(parser):
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "-a",
-        "--arch",
-        default=None,
-        help="medclip_vit, medclip_resnet or any timm name (default: medclip_vit, or the checkpoint's)",
-    )
-    group.add_argument(
+    add = parser.add_argument_group("model").add_argument
+    add("-a", "--arch", help="medclip_vit, medclip_resnet or any timm name (default: medclip_vit, or the checkpoint's)")
+    add(
         "--pretrained",
-        default=None,
         metavar="medclip|timm|none|PATH",
-        help="initial weights: MedCLIP's (downloaded), the published ones of timm and Hugging Face, a file or folder",
+        help="initial weights: MedCLIP's (downloaded), the published ones of timm and Hugging Face, none (random), or "
+        "those of a file or folder (default: medclip for medclip_*, else none)",
     )
-    group.add_argument(
+    add(
         "--normalize",
         choices=("medclip", "imagenet", "timm"),
-        default=None,
-        help="mean and spread (default: the checkpoint's; else medclip for medclip_*, timm with its weights, imagenet)",
+        help="mean and standard deviation of the pixels (default: the checkpoint's; without one medclip for medclip_*, "
+        "timm for --pretrained timm, imagenet for the rest)",
     )
 
 
 def add_system(parser):
-    group = parser.add_argument_group("system")
-    group.add_argument("--output-dir", default=None, metavar="FOLDER")
-    group.add_argument(
-        "-j",
-        "--workers",
-        type=not_negative,
-        default=None,
-        help="loader processes a device (default: cores shared out, 8 at most)",
-    )
-    group.add_argument("-p", "--print-freq", type=positive, default=10, metavar="STEPS")
-    group.add_argument("--seed", type=not_negative, default=0)
-    group.add_argument(
-        "--save-every",
-        type=interval,
-        default="15m",
-        metavar="STEPS|TIME",
-        help="save in between too: 500 (steps), 90s, 15m, 2h (default: %(default)s)",
-    )
-    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    group.add_argument(
-        "--amp", choices=("bf16", "fp16", "off"), default=None, help="mixed precision (default: the device's best)"
-    )
-    group.add_argument("--disable-amp", dest="amp", action="store_const", const="off", help="the same as --amp off")
-    group.add_argument("--compile", action="store_true", help="torch.compile the encoders")
-    group.add_argument("--dist-url", default="env://")
-    group.add_argument(
-        "--dist-backend", choices=("nccl", "gloo"), default=None, help="default: nccl on GPUs, gloo on CPUs"
-    )
+    add = parser.add_argument_group("system").add_argument
+    add("--output-dir", metavar="FOLDER")
+    workers = "loader processes a device (default: cores shared out, 8 at most)"
+    add("-j", "--workers", type=not_negative, help=workers)
+    add("-p", "--print-freq", type=positive, default=10, metavar="STEPS")
+    add("--seed", type=not_negative, default=0)
+    save = "save in between too: 500 (steps), 90s, 15m, 2h (default: %(default)s)"
+    add("--save-every", type=interval, default="15m", metavar="STEPS|TIME", help=save)
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision (default: the device's best)")
+    add("--disable-amp", dest="amp", action="store_const", const="off", help="the same as --amp off")
+    add("--compile", action="store_true", help="torch.compile the encoders")
+    add("--dist-url", default="env://")
+    add("--dist-backend", choices=("nccl", "gloo"), help="default: nccl on GPUs, gloo on CPUs")
 
 
 def train_parser() -> Parser:
     """The arguments of main.py."""
-    parser = Parser(
-        prog="main.py",
-        description="Fine-tune a MedCLIP or timm encoder on image-caption pairs (CLIP + SimCLR).",
-        allow_abbrev=False,
-    )
+    about = "Fine-tune a MedCLIP or timm encoder on image-caption pairs (CLIP + SimCLR)."
+    parser = Parser(prog="main.py", description=about, allow_abbrev=False)
     add_data(parser, dataset="roco", cache="auto")
-    group = parser.add_argument_group("captions")
-    group.add_argument(
-        "--metadata",
-        default=None,
-        metavar="FILE",
-        help="a file of '<id> <caption>' lines to train on, instead of captions.txt",
-    )
-    group.add_argument(
-        "--subset",
-        choices=("all", "mammo", "mammo+xray"),
-        default="all",
-        help="pairs chosen by patterns over captions and keywords",
-    )
-    group.add_argument("--context-length", type=positive, default=77, metavar="TOKENS")
+    add = parser.add_argument_group("captions").add_argument
+    add("--metadata", metavar="FILE", help="a file of '<id> <caption>' lines to train on, instead of captions.txt")
+    subsets = ("all", "mammo", "mammo+xray")
+    add("--subset", choices=subsets, default="all", help="pairs chosen by patterns over captions and keywords")
+    add("--context-length", type=positive, default=77, metavar="TOKENS")
 
     add_model(parser)
-    group = parser.add_argument_group("objective and towers")
-    group.add_argument(
-        "--model", default=None, metavar="SLIP_VITB16", help="SLIP's name for --objective and --arch in one"
-    )
-    group.add_argument("--objective", choices=("slip", "clip", "simclr"), default=None, help="default: slip")
-    group.add_argument(
+    add = parser.add_argument_group("objective and towers").add_argument
+    add("--model", metavar="SLIP_VITB16", help="SLIP's name for --objective and --arch in one")
+    add("--objective", choices=("slip", "clip", "simclr"), help="default: slip")
+    add(
         "--text-model",
         default=BIO_CLINICAL_BERT,
         help="a Hugging Face name or folder, a vocab.txt for Bio_ClinicalBERT's layers, or tiny (default: %(default)s)",
     )
-    group.add_argument(
-        "--text-pooling",
-        choices=("masked", "padded"),
-        default="masked",
-        help="mean over the real tokens, or over padding too as MedCLIP",
-    )
-    group.add_argument(
-        "--lock-image", action="store_true", help="freeze the image encoder; its projection still trains"
-    )
-    group.add_argument("--lock-text", action="store_true", help="freeze the text encoder; its projection still trains")
-    group.add_argument(
-        "--grad-checkpointing", action="store_true", help="recompute activations: less memory, a third more time"
-    )
-    group.add_argument("--ssl-mlp-dim", type=positive, default=4096)
-    group.add_argument("--ssl-emb-dim", type=positive, default=256)
-    group.add_argument("--ssl-scale", type=number, default=1.0, help="weight of the SimCLR loss")
-    group.add_argument("--ssl-temp", type=number, default=0.1, help="temperature of the SimCLR loss")
+    pooling = "mean over the real tokens, or over padding too as MedCLIP"
+    add("--text-pooling", choices=("masked", "padded"), default="masked", help=pooling)
+    add("--lock-image", action="store_true", help="freeze the image encoder; its projection still trains")
+    add("--lock-text", action="store_true", help="freeze the text encoder; its projection still trains")
+    add("--grad-checkpointing", action="store_true", help="recompute activations: less memory, a third more time")
+    add("--ssl-mlp-dim", type=positive, default=4096)
+    add("--ssl-emb-dim", type=positive, default=256)
+    add("--ssl-scale", type=number, default=1.0, help="weight of the SimCLR loss")
+    add("--ssl-temp", type=number, default=0.1, help="temperature of the SimCLR loss")
 
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive, default=25)
-    group.add_argument("--warmup-epochs", type=number, default=1)
-    group.add_argument("-b", "--batch-size", type=positive, default=64, help="pairs a device and a forward pass")
-    group.add_argument("--lr", type=number, default=1e-4, help="peak; not scaled by the batch size")
-    group.add_argument("--lr-start", type=number, default=1e-6)
-    group.add_argument("--lr-end", type=number, default=1e-5)
-    group.add_argument(
-        "--update-freq", type=positive, default=1, metavar="N", help="micro-batches an optimiser step (default: 1)"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive, default=25)
+    add("--warmup-epochs", type=number, default=1)
+    add("-b", "--batch-size", type=positive, default=64, help="pairs a device and a forward pass")
+    add("--lr", type=number, default=1e-4, help="peak; not scaled by the batch size")
+    add("--lr-start", type=number, default=1e-6)
+    add("--lr-end", type=number, default=1e-5)
+    add("--update-freq", type=positive, default=1, metavar="N", help="micro-batches an optimiser step (default: 1)")
+    add(
         "--grad-cache",
         action=argparse.BooleanOptionalAction,
-        default=None,
-        help="all micro-batches of a step are each other's negatives, for a second forward pass (default: with N > 1)",
+        help="all micro-batches of a step are each other's negatives, which takes a second forward pass (default: yes, "
+        "if --update-freq is more than 1)",
     )
-    group.add_argument(
-        "--freeze-bn", action="store_true", help="the image encoder's batch norms keep their running statistics"
-    )
-    group.add_argument("--wd", type=number, default=0.1, help="not applied to norms and biases")
-    group.add_argument("--betas", type=number, nargs=2, default=(0.9, 0.98))
-    group.add_argument("--eps", type=number, default=1e-8)
-    group.add_argument("--clip-grad", type=number, default=None, metavar="NORM")
-    group.add_argument(
+    add("--freeze-bn", action="store_true", help="the image encoder's batch norms keep their running statistics")
+    add("--wd", type=number, default=0.1, help="not applied to norms and biases")
+    add("--betas", type=number, nargs=2, default=(0.9, 0.98))
+    add("--eps", type=number, default=1e-8)
+    add("--clip-grad", type=number, metavar="NORM")
+    add(
         "--on-nonfinite",
         choices=("stop", "skip"),
         default="stop",
         help="on a loss that is not finite: end the run, or leave the step out and count it (default: %(default)s)",
     )
-    group.add_argument("--eval-freq", type=positive, default=1, metavar="EPOCHS")
-    group.add_argument(
-        "--resume", default=None, metavar="CHECKPOINT", help="default: the output folder's own checkpoint.pt, if there"
-    )
-    group.add_argument("-e", "--evaluate", action="store_true", help="evaluate on the validation split and stop")
+    add("--eval-freq", type=positive, default=1, metavar="EPOCHS")
+    add("--resume", metavar="CHECKPOINT", help="default: the output folder's own checkpoint.pt, if there")
+    add("-e", "--evaluate", action="store_true", help="evaluate on the validation split and stop")
 
     add_system(parser)
-    group = parser.add_argument_group("logging")
-    group.add_argument("--tensorboard", action="store_true")
-    group.add_argument("--wandb", action="store_true")
+    add = parser.add_argument_group("logging").add_argument
+    add("--tensorboard", action="store_true")
+    add("--wandb", action="store_true")
     return parser
 
 
@@ -245,59 +194,44 @@ def linear_parser() -> Parser:
     parser = Parser(prog="main_linear.py", description="Linear probe of a frozen image encoder.", allow_abbrev=False)
     add_data(parser, dataset="cbis_calc", cache="none")  # a figure does not depend on it
     add_model(parser)
-    group = parser.add_argument_group("probe")
-    group.add_argument(
-        "--features",
-        choices=("projected", "pooled"),
-        default=None,
-        help="after or before the projection to 512 (default: projected if the weights have it)",
-    )
-    group.add_argument(
+    add = parser.add_argument_group("probe").add_argument
+    features = "after or before the projection to 512 (default: projected if the weights have it)"
+    add("--features", choices=("projected", "pooled"), help=features)
+    add(
         "--probe",
         choices=("logistic", "sgd", "medslip", "knn", "zeroshot"),
-        default=None,
         help="medslip: the published rows' recipe; zeroshot: by prompts, untrained (default: logistic, and sgd above "
         "50,000 training rows)",
     )
-    group.add_argument(
-        "--allow-leakage", action="store_true", help="go on although patients are in the training and the test split"
-    )
-    group.add_argument(
-        "--prompts",
-        default=str(Path(__file__).with_name("evaluation") / "prompts.json"),
-        metavar="FILE",
-        help="zeroshot only: the classes' prompts",
-    )
-    group.add_argument("--text-model", default=None, help="zeroshot only: as main.py's (default: the checkpoint's own)")
-    group.add_argument("-b", "--batch-size", type=positive, default=128, help="images a forward pass; rows an SGD step")
-    group.add_argument("--epochs", type=positive, default=None, help="sgd only (default: 90)")
-    group.add_argument("--lr", type=number, default=None, help="sgd only, times batch size / 256 (default: 0.1)")
-    group.add_argument("--momentum", type=number, default=None, help="sgd only (default: 0.9)")
-    group.add_argument("--wd", "--weight-decay", dest="wd", type=number, default=None, help="sgd only (default: 0)")
-    group.add_argument("--name", default=None, help="the row's name in the table (default: the arch and its weights)")
+    leakage = "go on although patients are in the training and the test split"
+    add("--allow-leakage", action="store_true", help=leakage)
+    prompts = str(Path(__file__).with_name("evaluation") / "prompts.json")
+    add("--prompts", default=prompts, metavar="FILE", help="zeroshot only: the classes' prompts")
+    add("--text-model", help="zeroshot only: as main.py's (default: the checkpoint's own)")
+    add("-b", "--batch-size", type=positive, default=128, help="images a forward pass; rows an SGD step")
+    add("--epochs", type=positive, help="sgd only (default: 90)")
+    add("--lr", type=number, help="sgd only, times batch size / 256 (default: 0.1)")
+    add("--momentum", type=number, help="sgd only (default: 0.9)")
+    add("--wd", "--weight-decay", dest="wd", type=number, help="sgd only (default: 0)")
+    add("--name", help="the row's name in the table (default: the arch and its weights)")
     add_system(parser)
     return parser
 
 
 def add_slurm(parser) -> Parser:
     """Add the launcher's arguments to a script's own."""
-    group = parser.add_argument_group("Slurm")
-    group.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm")
-    group.add_argument(
+    add = parser.add_argument_group("Slurm").add_argument
+    add("--cluster", choices=("slurm", "local", "debug"), default="slurm")
+    add(
         "--job-dir", default="./jobs/%j", metavar="FOLDER", help="on a disk that all nodes see; %%j is the job's number"
     )
-    group.add_argument(
-        "--ngpus",
-        type=positive,
-        default=None,
-        help="GPUs, and processes, a node (default: 8 on Slurm, else those here or 1)",
-    )
-    group.add_argument("--nodes", type=positive, default=1)
-    group.add_argument("--timeout", type=positive, default=2880, metavar="MINUTES")
-    group.add_argument("--cpus-per-task", type=positive, default=10)
-    group.add_argument("--mem-gb", type=positive, default=None, help="memory a node (default: 40 a GPU)")
+    add("--ngpus", type=positive, help="GPUs, and processes, a node (default: 8 on Slurm, else those here or 1)")
+    add("--nodes", type=positive, default=1)
+    add("--timeout", type=positive, default=2880, metavar="MINUTES")
+    add("--cpus-per-task", type=positive, default=10)
+    add("--mem-gb", type=positive, help="memory a node (default: 40 a GPU)")
     for flag in ("--partition", "--constraint", "--account", "--qos", "--comment"):
-        group.add_argument(flag, default=None)
+        add(flag)
     return parser
 
 

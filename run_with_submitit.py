@@ -21,14 +21,14 @@ import submitit
 
 from utils import InputError
 
-SLURM_SECONDS = 120  # within which Slurm ends the processes of a job that it requeues or cancels
+SLURM_SECONDS = 120  # the most that Slurm takes to end the processes of a job that it requeues or cancels
 
 
 class Job:
-    """One task of the job: joins the process group that Slurm's variables describe, and calls the script's main.
+    """What each process of the job does: join the process group that Slurm's variables describe, and call main.
 
-    It holds nothing but the arguments, so the first submission and a requeued one are the same: the script goes on
-    with the checkpoint in its output folder.
+    It holds the arguments alone, so that a requeued job is the same as the first one: the script finds the checkpoint
+    in its output folder and goes on with it.
     """
 
     def __init__(self, script: str, args):
@@ -39,15 +39,16 @@ class Job:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        module = importlib.import_module(self.script)  # options first, which sets what OpenMP reads
+        module = importlib.import_module(self.script)  # it imports options before torch: that sets what OpenMP reads
         import distributed
         import utils
 
         args = copy.copy(self.args)
         job = submitit.JobEnvironment()
-        # The environment's own folder has %j filled in; SUBMITIT_FOLDER has not.
+        # job.paths.folder has the job's number in place of %j; the variable SUBMITIT_FOLDER has not.
         args.output_dir = str(args.output_dir or job.paths.folder).replace("%j", str(job.job_id))
-        # submitit's own, which asks Slurm for another turn. main catches the signal first, to end at a step.
+        # submitit's handler asks Slurm to requeue the job. main replaces it by its own, to end between two steps; the
+        # one here is then called by hand.
         requeue = signal.getsignal(job._usr_sig())
 
         def main(args):
@@ -57,15 +58,15 @@ class Job:
                 if job._usr_sig() in stop.signals and job.global_rank == 0 and callable(requeue):
                     requeue(job._usr_sig(), None)  # exits
                 if job.cluster == "slurm":
-                    # Leaving would end the job for good. Rank 0 is asking for its requeue, or, after a SIGTERM, Slurm
-                    # itself is about to cancel or to pre-empt it: all is saved, so it may end this process.
+                    # A process that exits here would end the job for good. Everything is saved, so wait until Slurm
+                    # ends this process: it requeues the job as rank 0 asks, or cancels or pre-empts it (SIGTERM).
                     time.sleep(SLURM_SECONDS)
                 raise
 
         distributed.run_script(main, args)
 
     def checkpoint(self):
-        """Called before a pre-emption or time limit: the same job again."""
+        """submitit calls this before a pre-emption or time limit -> what to submit: the same job again."""
         return submitit.helpers.DelayedSubmission(Job(self.script, self.args))
 
 
@@ -82,10 +83,10 @@ def launch(script: str, args) -> None:
     """
     job_dir = Path(args.job_dir).expanduser().absolute()
     here = args.cluster != "slurm"
-    if args.cluster == "debug":  # there the job has no folder of its own
+    if args.cluster == "debug":  # there submitit makes no folder for the job
         args.output_dir = args.output_dir or str(job_dir)
     args.ngpus = args.ngpus or ((visible_gpus() or 1) if here else 8)
-    # The class travels in the job's pickle: the job's Python need not find this file before it starts.
+    # Put the class itself into the job's pickle: the job's Python cannot import this file before Job sets sys.path.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         executor = submitit.AutoExecutor(
@@ -110,19 +111,20 @@ def launch(script: str, args) -> None:
         if args.cluster == "local":
             job.wait()
             if not all(job.task(number).paths.result_pickle.exists() for number in range(args.ngpus)):
-                raise RuntimeError  # at once: job.results() would look for it for 15 s
+                raise RuntimeError  # job.results() would look for a result for 15 s first
         job.results()
     except (Exception, SystemExit):
-        if args.cluster == "debug":  # in this process, which has said why
+        if args.cluster == "debug":  # the job ran in this process, and its error has been printed
             raise
         last = (job.stderr() or "no output").strip().splitlines()[-1]
         raise InputError(f"job {job.job_id} failed: {last} (all of it: {job.paths.stderr})") from None
     print(job.stdout() or "", end="")
     with contextlib.suppress(OSError):
-        job_dir.rmdir()  # submitit's local runner also makes a folder named by the literal %j, and leaves it empty
+        job_dir.rmdir()  # submitit's local runner also makes a folder that is literally named %j, and leaves it empty
 
 
-def run(script: str, args) -> None:
+def launch_or_exit(script: str, args) -> None:
+    """`launch`; an InputError is printed as one line, and the exit code is then 2."""
     try:
         launch(script, args)
     except InputError as error:
@@ -131,4 +133,4 @@ def run(script: str, args) -> None:
 
 
 if __name__ == "__main__":
-    run("main", ARGS)
+    launch_or_exit("main", ARGS)

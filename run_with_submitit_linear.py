@@ -7,6 +7,6 @@ import options
 
 if __name__ == "__main__":
     ARGS = options.parse(options.add_slurm(options.linear_parser()))
-    from run_with_submitit import run
+    from run_with_submitit import launch_or_exit
 
-    run("main_linear", ARGS)
+    launch_or_exit("main_linear", ARGS)

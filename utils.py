@@ -16,17 +16,16 @@ import torch
 
 logger = logging.getLogger("medslip")
 
-
-before_end = []  # functions that undo what must not outlive a process that ends at once: distributed.end_now
+before_end = []  # functions that distributed.end_now calls before it ends the process at once: locks are released
 EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: try again later
 
 
 class InputError(ValueError):
-    """Something a user gave is wrong. The scripts print it as one line and exit with code 2: distributed.run_script."""
+    """Something that a user gave is wrong. The scripts print it as one line and exit with code 2 (run_script)."""
 
 
 class Interrupted(Exception):
-    """A signal ended the run, and its state is saved. `signals` are those that came, on any rank."""
+    """A signal ended the run, after its state was saved. `signals` are all that came, on any rank."""
 
     def __init__(self, signals: list[signal.Signals]):
         super().__init__(", ".join(one.name for one in signals))
@@ -40,7 +39,7 @@ class Interrupted(Exception):
 def atomic_file(path: Path):
     """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
 
-    The file and its folder are synced, so that a machine that stops has the old file or the new one. Raises OSError.
+    The file and its folder are synced: a machine that crashes is left with the old file or the new one. Raises OSError.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -48,7 +47,7 @@ def atomic_file(path: Path):
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # not every file system syncs a folder
+        with contextlib.suppress(OSError):  # not every file system can sync a folder
             sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -65,7 +64,7 @@ def sync(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what `atomic_file` left of a process that was killed."""
+    """Remove the temporary files that `atomic_file` left behind when its process was killed."""
     for path in Path(folder).glob(".*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -74,18 +73,18 @@ def remove_temporaries(folder: Path) -> None:
 def write_tensors(contents: dict, path: Path) -> None:
     """torch.save to a file and sync it. Raises OSError."""
     try:
-        with open(path, "wb") as file:  # three times as fast as by name, where torch writes in small pieces
+        with open(path, "wb") as file:  # three times as fast as a path, to which torch writes in small pieces
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
-    except RuntimeError as error:  # how torch's archive writer tells of a full disk
+    except RuntimeError as error:  # torch's archive writer reports a full disk so
         if isinstance(error.__cause__ or error.__context__, OSError):
             raise (error.__cause__ or error.__context__) from None
         raise OSError(str(error).splitlines()[0]) from None
 
 
 def save_tensors(contents: dict, path: Path) -> None:
-    """Write `contents` so that `path` holds either the old or the new file, whole.
+    """torch.save to `path`, which holds either the old or the new file, whole, at any time.
 
     Raises InputError if the disk is full or cannot be written.
     """
@@ -97,7 +96,7 @@ def save_tensors(contents: dict, path: Path) -> None:
 
 
 def save_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, atomically: a hard link, or a copy where the disk has none.
+    """Make `target` a hard link to `source`, or a copy where the disk has no hard links; atomically.
 
     Raises OSError.
     """
@@ -144,7 +143,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def provenance(args: dict, device: torch.device, world: int) -> dict:
-    """What someone needs to make a run again: every argument, package versions, git commit, device, processes."""
+    """What is needed to repeat a run: every argument, package versions, git commit, device, number of processes."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": sys.version.split()[0]}
@@ -170,24 +169,24 @@ def provenance(args: dict, device: torch.device, world: int) -> dict:
     }
 
 
-# Devices and precision. Work for a GPU is queued, and the host goes on at once. It must not read a number, free a
-# buffer that is still being copied from, or copy from memory that can be paged out, or it waits.
+# Devices and precision. Work for a GPU is queued while the host goes on. The host has to wait as soon as it reads a
+# number of the device or copies from memory that is not pinned, and must not free a buffer before its copy is done.
 
 
 class Done:
-    """Stands for an event where there is nothing to wait for."""
+    """A handle like `mark`'s for a device on which nothing is queued: there is nothing to wait for."""
 
     def synchronize(self) -> None:
         pass
 
 
 def queued(device: torch.device) -> bool:
-    """Whether work for the device is queued while the host goes on."""
+    """Whether the device's work is queued while the host goes on, as a GPU's is."""
     return device.type != "cpu"
 
 
 def mark():
-    """A handle on all that is queued for this process's device by now: its `synchronize()` waits until it is done."""
+    """A handle whose `synchronize()` waits until all that is queued for this process's device by now is done."""
     if not torch.cuda.is_initialized():
         return Done()
     event = torch.cuda.Event()
@@ -196,17 +195,17 @@ def mark():
 
 
 def to_host(x: torch.Tensor) -> tuple:
-    """A copy of `x` on the host, not to be read before the handle's `synchronize()` -> the copy and the handle."""
+    """Queue a copy of `x` to the host -> the copy, and the handle to `synchronize()` before the copy is read."""
     return x.to("cpu", non_blocking=True), mark()
 
 
 def host_buffer(x: torch.Tensor) -> torch.Tensor:
-    """Memory on the host for a copy of `x`, with its strides, to which a copy can be queued."""
+    """An empty tensor on the host of the shape and strides of `x`; a copy to it can be queued (pinned memory)."""
     return torch.empty_like(x, device="cpu", pin_memory=queued(x.device))
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
-    """The type in which the device multiplies matrices fastest; None if that is float32."""
+    """The half precision in which the device multiplies matrices fast; None on a CPU that has none."""
     if device.type == "cpu":
         has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if has_bf16 else None
@@ -219,10 +218,7 @@ def device_name(device: torch.device) -> str:
 
 
 def amp_dtype(choice: str | None, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype: bf16 where the device has it, else fp16 on a GPU, else none. Raises InputError.
-
-    `choice` is "bf16", "fp16", "off", or None for that default.
-    """
+    """The autocast dtype of --amp "bf16", "fp16", "off", or None: the device's `half_precision`. Raises InputError."""
     if choice is None:
         return half_precision(device)
     if choice == "fp16" and device.type == "cpu":

@@ -43,7 +43,7 @@ import main as training_script
 import models
 import options
 from evaluation import retrieval
-from data.tokens import SPECIAL
+from data.tokens import SPECIAL_TOKENS
 import utils
 from data import views
 from training.update import Update
@@ -208,7 +208,7 @@ def data(section: Section) -> None:
     words = sorted({word for caption in made_up(2000) for word in caption.split()})
     letters = sorted({letter for word in words for letter in word})
     pieces = [word if len(word) < 6 else word[:3] for word in words] + [f"##{w[3:]}" for w in words if len(w) >= 6]
-    entries = dict.fromkeys([*SPECIAL, *letters, *(f"##{one}" for one in letters), *pieces])
+    entries = dict.fromkeys([*SPECIAL_TOKENS, *letters, *(f"##{one}" for one in letters), *pieces])
     (section.folder / "vocab.txt").write_text("\n".join(entries) + "\n")
     section.note("files of 0.7 megapixels, names", f"{few}, {many}")
     section.note("mean bytes of a file", statistics.mean(path.stat().st_size for path in sources))

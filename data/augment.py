@@ -1,7 +1,7 @@
-"""Applies given parameters to a batch of views on the training device. Draws nothing, reads nothing.
+"""Applies the parameters that views.py drew to a batch of views, on the device. Nothing is drawn or read here.
 
-The operations are torchvision's (ColorJitter's four, grayscale, Gaussian blur, flip), each for the whole batch with
-its own factor per sample; SLIP's order. The columns of the parameters are those of views.py.
+The operations are torchvision's (the four of ColorJitter, grayscale, Gaussian blur, flip), in SLIP's order. Each is
+applied to the whole batch at once, with a factor for each sample. The columns of the parameters are those of views.py.
 """
 
 import functools
@@ -28,7 +28,7 @@ def blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) ->
 
 
 def shift_hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Turn the hue of (n, 3, H, W) by `shift` (n, 1, 1), in turns, through HSV."""
+    """Shift the hue (of HSV) of (n, 3, H, W) by `shift` (n, 1, 1); 1 is a full turn."""
     red, green, blue = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
     chroma = value - low
@@ -47,10 +47,14 @@ def shift_hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 
 def jitter(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
-    """ColorJitter in each sample's own order: a step applies all four, three of them with their neutral factor."""
+    """ColorJitter, in each sample's own order of its four operations.
+
+    At each of the four places all operations are applied to the whole batch: to each sample the one that stands there
+    with its own factor, and the other three with factors that change nothing.
+    """
     column = params[:, :, None, None].unbind(1)
-    for step in range(4):
-        now = column[ORDER + step][:, None]
+    for place in range(4):
+        now = column[ORDER + place][:, None]
         x = blend(x, 0.0, torch.where(now == 0, column[BRIGHTNESS][:, None], 1))
         x = blend(x, to_gray(x).mean((1, 2, 3), keepdim=True), torch.where(now == 1, column[CONTRAST][:, None], 1))
         if x.shape[1] == 3:  # gray has no saturation and no hue
@@ -60,10 +64,10 @@ def jitter(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
 
 
 def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur of (n, C, H, W) with its own sigma (n,) in pixels each; 0 leaves a sample as it is."""
+    """Gaussian blur of (n, C, H, W), each sample with its own `sigma` (n,), in pixels; 0 leaves it as it is."""
     n, channels, height, width = x.shape
     offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device, dtype=x.dtype)
-    # Far below the first tap's distance the kernel is a delta.
+    # A sigma of 0.05 is so narrow that the kernel is 1 in the middle and 0 beside it.
     kernel = torch.softmax(-0.5 * (offsets / sigma.clamp(min=0.05)[:, None]) ** 2, dim=1)
     kernel = kernel.repeat_interleave(channels, dim=0)[:, None, None, :]
     x = x.reshape(1, n * channels, height, width)
@@ -84,14 +88,14 @@ def apply(x: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """(3, 1, 1), copied to the device once: a copy each step would wait for the device."""
+    """`values` as (3, 1, 1) on the device, copied there once: copying them at each step would wait for the device."""
     return torch.tensor(values, device=device)[:, None, None]
 
 
 def make_views(batch: dict, mean, std, device: torch.device) -> list[torch.Tensor]:
-    """A packed batch (views.pack) -> its V views (n, 3, S, S) float32 on `device`, normalised.
+    """A batch of views.pack -> its V views (n, 3, S, S), float and normalised, on `device`.
 
-    With an odd number of views the first is CLIP's: cropped and normalised only.
+    If V is odd the first view is CLIP's: it is normalised, and no parameters are applied to it.
     """
     mean, std = (channels(tuple(values), device) for values in (mean, std))
     order = batch["order"].to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Batches: which samples a rank takes, the processes that load them, and what a model is given of them."""
+"""Batches: which samples a rank takes, the processes that load them, and a loaded batch as a model's inputs."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ from utils import queued
 
 
 class EpochBatches(torch.utils.data.Sampler):
-    """The (epoch, sample) keys of each of this rank's batches, from one order of all samples for each (seed, epoch).
+    """This rank's batches of an epoch, each a list of (epoch, sample) keys, in an order drawn from (seed, epoch).
 
-    Step t takes the same `batch_size * world * update_freq` samples on any number of ranks; the rest of an epoch's
-    order is left out.
+    A step takes `batch_size * world * update_freq` samples; with the same product step t takes the same samples on any
+    number of ranks. Samples that fill no step at the end of the order are left out.
     """
 
     def __init__(self, total: int, batch_size: int, update_freq: int, rank: int, world: int, seed: int):
         self.total, self.batch_size, self.rank, self.seed = total, batch_size, rank, seed
-        self.share = batch_size * update_freq
-        self.global_batch = self.share * world
+        self.share = batch_size * update_freq  # samples of a step on one rank
+        self.global_batch = self.share * world  # samples of a step
         self.epoch = 0
-        self.first_step = 0  # of the epoch: where a resumed run goes on
+        self.first_step = 0  # the step of this epoch at which a resumed run goes on
 
     @property
     def steps(self) -> int:
@@ -44,19 +44,19 @@ class EpochBatches(torch.utils.data.Sampler):
 
 
 def as_is(batch):
-    """Collate function: batches come whole from `__getitems__`."""
+    """The collate function: `__getitems__` of the data already returns whole batches."""
     return batch
 
 
 @contextlib.contextmanager
 def open_loader(dataset, batches, workers: int | None, device: torch.device):
-    """A DataLoader over a batch sampler (or a list of lists of indices), workers kept between epochs.
+    """A context manager: a DataLoader over `batches`, a batch sampler or a list of lists of indices.
 
-    `workers` is how many of them, None for `default_workers`. A context manager, which ends them: they leave the
-    signals that end a run to the process that started them.
+    `workers` is the number of its processes, None for `default_workers`. They are kept from epoch to epoch, ignore the
+    signals that end a run (the process that started them answers those), and are ended with the block.
     """
     workers = default_workers(world_size()) if workers is None else workers
-    made = torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -64,13 +64,13 @@ def open_loader(dataset, batches, workers: int | None, device: torch.device):
         pin_memory=queued(device),
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
-        # Forked workers share the index and the captions' tokens.
+        # Forked workers share the memory of the index and of the captions' tokens.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     try:
-        yield made
+        yield loader
     finally:
-        iterator = made._iterator  # None without workers; there is no public way to end them
+        iterator = loader._iterator  # None without workers; there is no public way to end them
         if iterator is not None:
             iterator._shutdown_workers()
             for worker in iterator._workers:
@@ -79,8 +79,8 @@ def open_loader(dataset, batches, workers: int | None, device: torch.device):
 
 
 def start_worker(number: int) -> None:
-    """In a loader's process: ignore the signals of training/signals.py, and die with the process that started it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one core, and forked
+    """Called in a loader's process: ignore the signals that end a run, and die with the process that started it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork, and a worker has one core
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(one, signal.SIG_IGN)
     if hasattr(torch.multiprocessing, "_prctl_pr_set_pdeathsig"):  # Linux
@@ -88,13 +88,13 @@ def start_worker(number: int) -> None:
 
 
 def rank_batches(total: int, batch_size: int, rank: int, world: int) -> list[list[int]]:
-    """Rank r's share of range(total) (every world-th, see distributed.gather_rows), cut into batches."""
+    """A rank's part of range(total), every world-th index as distributed.gather_rows expects it, cut into batches."""
     share = list(range(rank, total, world))
     return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
 
 
 def default_workers(world: int) -> int:
-    """Loader processes for each device: this machine's cores shared out, 8 at most."""
+    """Loader processes of one rank: this machine's cores divided among its ranks, 8 at most."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     return max(1, min(8, len(os.sched_getaffinity(0)) // local))
 

@@ -1,4 +1,4 @@
-"""Millions of short texts as byte buffers, and files of `<id> <text>` lines read straight into them."""
+"""Millions of short texts in byte buffers, and the reading of files of `<id> <text>` lines into such buffers."""
 
 import itertools
 import re
@@ -12,11 +12,14 @@ import numpy as np
 
 from utils import InputError, logger
 
-BLOCK = 1 << 23  # bytes of a captions file that are held as Python strings at a time
+BLOCK = 1 << 23  # bytes of a captions file that are turned into Python strings at a time
 
 
 class Strings:
-    """N strings as one byte buffer and N + 1 offsets: shared by worker processes, with no Python object a string."""
+    """N strings in one byte buffer with N + 1 offsets.
+
+    Worker processes share it: there is no Python object for each string, whose reference count they would write to.
+    """
 
     def __init__(self, strings: Iterable[str] = ()):
         self.buffer, self.offsets = bytearray(), array("q", [0])
@@ -25,14 +28,15 @@ class Strings:
             self.offsets.append(len(self.buffer))
 
     def extend(self, contents: bytes, lengths: np.ndarray) -> None:
-        """Add strings that lie end to end in `contents` (UTF-8), each of so many bytes (int64)."""
+        """Add the strings that lie end to end in `contents` (UTF-8); `lengths` are their bytes (int64)."""
         self.offsets.frombytes((len(self.buffer) + lengths.cumsum()).tobytes())
         self.buffer += contents
 
     def take(self, keep: np.ndarray, reuse: bool = False) -> "Strings":
-        """The strings where `keep` (N,) is true; `reuse` lays them in this buffer and leaves no strings here."""
+        """The strings where `keep` (N,) is true. With `reuse` they take over the buffer of these, which are lost."""
         found, offsets = Strings(), np.frombuffer(self.offsets, np.int64)
-        edges = offsets[np.flatnonzero(np.diff(keep, prepend=False, append=False))].tolist()  # of runs to keep
+        # The bytes at which a stretch of strings to keep starts or ends.
+        edges = offsets[np.flatnonzero(np.diff(keep, prepend=False, append=False))].tolist()
         lengths, size = np.diff(offsets)[keep], 0
         buffer, self.buffer = self.buffer, bytearray() if reuse else self.buffer[:]
         with memoryview(buffer) as bytes_:
@@ -45,7 +49,7 @@ class Strings:
         return found
 
     def lengths(self) -> np.ndarray:
-        """Bytes of each (N,) int64."""
+        """The bytes of each string, (N,) int64."""
         return np.diff(np.frombuffer(self.offsets, np.int64))
 
     def __len__(self) -> int:
@@ -63,7 +67,7 @@ class Strings:
 
 @dataclass
 class Choices:
-    """N strings, each one of a few: `strings[which[i]]`. So many captions may share a file."""
+    """N strings that repeat, the i-th being `strings[which[i]]`: several captions may be of one image file."""
 
     strings: Strings
     which: np.ndarray  # (N,) int32
@@ -76,9 +80,9 @@ class Choices:
 
 
 def read_lines(path: Path, noun: str = "caption") -> tuple[Strings, Strings]:
-    """`<id> <white space> <text>` lines -> ids and texts. Lines without text are left out, and counted in the log.
+    """Lines of `<id> <white space> <text>` -> ids and texts. Lines without text are left out, and counted in the log.
 
-    Raises InputError with the first bad row: not UTF-8, an id that is a path or comes twice.
+    Raises InputError with the first row that is not UTF-8, or whose id is a path or comes twice.
     """
     ids, texts, hashes, failure = Strings(), Strings(), [], None
     try:
@@ -103,8 +107,8 @@ def read_lines(path: Path, noun: str = "caption") -> tuple[Strings, Strings]:
 
 
 def split_lines(block: bytes, path: Path, done: int) -> tuple[list[str], list[str], str | None]:
-    """Whole lines after `done` others -> their ids and texts, "" for what a line lacks; up to the first bad line, and
-    what is wrong with it."""
+    """A block of whole lines -> their ids and texts ("" for what a line lacks) up to the first bad line, and what is
+    wrong with that one, or None. `done` lines of the file came before the block."""
     keys, texts, failure = [], [], None
     block = block if done else block.removeprefix(BOM_UTF8)
     try:
@@ -114,7 +118,7 @@ def split_lines(block: bytes, path: Path, done: int) -> tuple[list[str], list[st
         failure = "not UTF-8 text"
     lines = content.split("\n")
     if not lines[-1]:
-        lines.pop()  # what follows the last line's end
+        lines.pop()  # the empty string after the last line feed
     if failure is not None:
         failure = f"{path}, row {done + len(lines) + 1}: {failure}"
     for line in lines:
@@ -131,7 +135,8 @@ def split_lines(block: bytes, path: Path, done: int) -> tuple[list[str], list[st
 
 
 def refuse_doubles(ids: Strings, texts: Strings, hashes: np.ndarray, path: Path) -> None:
-    """Raise InputError with the first row whose id an earlier row with a text has; `hashes` (N,) are those of ids."""
+    """Raise InputError with the first row whose id is also that of an earlier row with a text; `hashes` (N,) are those
+    of the ids."""
     ordered = np.sort(hashes)
     shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(shared):

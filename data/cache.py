@@ -1,7 +1,8 @@
 """A cache of decoded pictures: 512 and 256 pixels on the shorter side, memory-mapped, shared by ranks and later runs.
 
-A crop then costs its sampling alone. Gray pictures are kept in one plane. A cache is a folder of shards, each written
-whole, so that a build that was killed goes on; a shard whose image files have changed is built again.
+With it a crop is sampled without any decoding. Gray pictures are kept in one plane. A cache is a folder of shards. Each
+is written whole or not at all, so that a build that was killed goes on; a shard is built again when its image files
+have changed.
 """
 
 import hashlib
@@ -26,12 +27,12 @@ SIDES = (512, 256)  # pixels on the shorter side; smaller pictures are kept as t
 ROW = np.dtype(
     [("offset", "i8"), ("width", "i4"), ("height", "i4"), ("planes", "i4"), ("bytes", "i8"), ("modified", "i8")]
 )
-SHARD = 256  # pictures; more where there would be over 1,000 shards, which are one memory map each
-FREE = 0.9  # the share of the free disk that `auto` may take
+SHARD = 256  # pictures; more where that would make over 1,000 shards, because each is a memory map
+FREE = 0.9  # the part of the free disk that --cache auto may take
 
 
 def level_shapes(width: int, height: int) -> list[tuple[int, int]]:
-    """(height, width) of each kept size, the largest first, without doubles."""
+    """(height, width) of each size that is kept of a picture, the largest first; equal sizes once."""
     shapes = []
     for side in SIDES:
         scale = min(1.0, side / min(width, height))
@@ -42,7 +43,7 @@ def level_shapes(width: int, height: int) -> list[tuple[int, int]]:
 
 
 def shrink(image: Image.Image) -> list[np.ndarray]:
-    """A picture at each kept size, Lanczos from the file's own."""
+    """A picture at each size that is kept, resized from the file's own size with a Lanczos filter."""
     shapes = level_shapes(*image.size)
     return [
         np.asarray(image if shape[::-1] == image.size else image.resize(shape[::-1], Image.LANCZOS)) for shape in shapes
@@ -50,7 +51,7 @@ def shrink(image: Image.Image) -> list[np.ndarray]:
 
 
 class Cache:
-    """The pictures of n files from `folder`: stands where images.Files does."""
+    """The pictures of n files, read from the cache in `folder`; used like images.Files."""
 
     def __init__(self, folder: Path, path, n: int):
         self.folder, self.path, self.n = Path(folder), path, n
@@ -63,7 +64,7 @@ class Cache:
     def __getitem__(self, i: int) -> Picture:
         number = i // self.size
         if number not in self.maps:
-            self.maps[number] = np.asarray(np.memmap(self.file(number, ".bin"), np.uint8, "r"))  # slices faster
+            self.maps[number] = np.asarray(np.memmap(self.file(number, ".bin"), np.uint8, "r"))  # faster to slice
         start, width, height, planes, *_ = self.rows[i].item()
         levels, scales = [], []
         for shape in level_shapes(width, height):
@@ -81,7 +82,7 @@ class Cache:
         return range(number * self.size, min(self.n, (number + 1) * self.size))
 
     def open(self) -> list[int]:
-        """Read the index; -> the shards that are missing, or whose image files have changed."""
+        """Read the index -> the shards to build: those that are absent, damaged, or of files that have changed."""
         self.rows, self.maps = np.zeros(self.n, ROW), {}
         with ThreadPoolExecutor(16) as pool:
             return [number for number, good in enumerate(pool.map(self.open_shard, self.shards())) if not good]
@@ -92,20 +93,21 @@ class Cache:
     def open_shard(self, number: int) -> bool:
         members = self.members(number)
         try:
-            # As a memory map: an array would be made as large as the header says, whatever the file holds.
+            # As a memory map: np.load would else allocate whatever a damaged header says, before it reads.
             rows = np.array(np.load(self.file(number, ".npy"), mmap_mode="r", allow_pickle=False))
             end = os.path.getsize(self.file(number, ".bin"))
-        except Exception:  # NumPy's reader of headers raises whatever Python's tokenizer and parser do
+        except Exception:  # NumPy evaluates the header as Python, which fails in many ways
             return False
         if rows.dtype != ROW or rows.shape != (len(members),) or not lie_end_to_end(rows, end):
             return False
-        if any(state(self.path(i)) != (row["bytes"], row["modified"]) for i, row in zip(members, rows, strict=True)):
+        known = zip(rows["bytes"].tolist(), rows["modified"].tolist(), strict=True)
+        if any(size_and_time(self.path(i)) != expected for i, expected in zip(members, known, strict=True)):
             return False
         self.rows[members.start : members.stop] = rows
         return True
 
     def build(self, missing: list[int]) -> None:
-        """Write shards with all cores. Raises InputError: an image cannot be read, the disk is full."""
+        """Write the shards `missing` on all cores. Raises InputError: an image cannot be read, or the disk is full."""
         count = sum(len(self.members(number)) for number in missing)
         with (
             tqdm(total=count, desc="cache", unit=" images", disable=None, dynamic_ncols=True) as bar,
@@ -128,7 +130,7 @@ class Cache:
                 for row, i in zip(rows, self.members(number), strict=True):
                     if stop.is_set():
                         raise InterruptedError
-                    known = state(self.path(i))  # before the pixels: a file that changes meanwhile counts as changed
+                    known = size_and_time(self.path(i))  # before decoding: a file that changes now counts as changed
                     image = images.read_image(self.path(i))
                     row["offset"], row["planes"] = file.tell(), len(image.getbands())
                     row["width"], row["height"] = image.size
@@ -148,20 +150,20 @@ class Cache:
 
 
 def lie_end_to_end(rows: np.ndarray, end: int) -> bool:
-    """Whether the pictures of these rows (n,) of an index fill a file of `end` bytes, in order and without a gap."""
+    """Whether the pictures of these rows (n,) of an index fill a file of `end` bytes in order and without gaps."""
     size = np.stack([rows["height"], rows["width"]]).astype(np.float64)
     if size.min() < 1 or not np.isin(rows["planes"], (1, 3)).all():
         return False
     pixels, larger = 0, 0
-    for side in SIDES:  # as level_shapes has them
+    for side in SIDES:  # the arithmetic of level_shapes, for all rows at once
         shape = np.maximum(1, np.rint(size * np.minimum(1.0, side / size.min(axis=0))))
         pixels, larger = pixels + shape.prod(axis=0) * (shape != larger).any(axis=0), shape
     ends = np.cumsum(pixels * rows["planes"])
     return bool((rows["offset"][1:] == ends[:-1]).all()) and rows["offset"][0] == 0 and ends[-1] == end
 
 
-def state(path: str) -> tuple[int, int]:
-    """A file's size and time of change; -1, -1 where there is none."""
+def size_and_time(path: str) -> tuple[int, int]:
+    """A file's bytes and its time of change in ns; -1, -1 if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -170,7 +172,7 @@ def state(path: str) -> tuple[int, int]:
 
 
 def estimate(path, n: int, sample: int = 200) -> int:
-    """Bytes that a cache of n files will take, from evenly spaced ones."""
+    """The bytes that a cache of n files will take, estimated from `sample` of them, evenly spaced."""
     chosen = [n * k // min(n, sample) for k in range(min(n, sample))]
 
     def size(i):
@@ -181,16 +183,16 @@ def estimate(path, n: int, sample: int = 200) -> int:
         return n * sum(pool.map(size, chosen)) // len(chosen)
 
 
-def room(folder: Path) -> int:
-    """Free bytes where `folder` is or would be; 0 if it cannot be written."""
+def free_bytes(folder: Path) -> int:
+    """The free bytes of the disk that `folder` is or would be on; 0 if it cannot be written."""
     there = next(one for one in (folder, *folder.parents) if one.exists())
     return shutil.disk_usage(there).free if os.access(there, os.W_OK) else 0
 
 
 def complete(made: Cache, about: str) -> None:
-    """Build what a cache lacks, when no other run is at it; `about` is said if there is something to build.
+    """Build what a cache lacks, after waiting for any other run that builds it; `about` is said in the log then.
 
-    Raises InputError.
+    Raises InputError as Cache.build, or if the folder cannot be made.
     """
     try:
         made.folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +229,7 @@ def pictures(choice: str, root: str, name: str, path, n: int, image_size: int):
 
 
 def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) -> Path | None:
-    """On rank 0: choose the folder and build what is missing -> the cache's folder, or None without one."""
+    """On rank 0: choose a folder and build the cache in it -> the folder, or None if there is to be no cache."""
     if choice == "none" or n == 0:
         return None
     listing = hashlib.sha256(f"{SIDES}".encode())
@@ -249,8 +251,8 @@ def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) ->
         return None
     needed = estimate(path, n)
     for candidate in candidates:
-        free, made = room(candidate), Cache(candidate / key, path, n)
-        begun = lock.in_use(made.folder)  # by a run that found room for it, and has taken some since
+        free, made = free_bytes(candidate), Cache(candidate / key, path, n)
+        begun = lock.in_use(made.folder)  # another run found that it fits, and has used some of that room since
         if choice != "auto" or begun or needed <= FREE * free:
             complete(made, f" of about {needed / 1e9:.1f} GB ({free / 1e9:.0f} GB free) for {name}")
             return made.folder

@@ -1,4 +1,4 @@
-"""CBIS-DDSM as it lies in the Kaggle download: which image belongs to which abnormality.
+"""CBIS-DDSM as Kaggle has it: which image belongs to which abnormality.
 
 Data: Lee et al., "A curated mammography data set for use in computer-aided detection and diagnosis research",
 Sci Data 4:170177 (2017), doi 10.7937/k9/tcia.2016.7o02s9cy. Layout, that of Kaggle's
@@ -8,9 +8,9 @@ awsaf49/cbis-ddsm-breast-cancer-image-dataset:
     ROOT/csv/dicom_info.csv                                       one row an image; used where present
     ROOT/jpeg/<SeriesInstanceUID>/<name>.jpg                      a crop and its mask mostly share one folder
 
-A case CSV names DICOM files that the JPEG tree no longer has. Only the series UID in those cells still leads anywhere:
-000000.dcm is the crop in one CSV and the mask in another, Kaggle's prefixes 1- and 2- follow no rule, and base names
-repeat from series to series. Within a series, SeriesDescription tells crop from mask; where that is missing, size does.
+A case CSV names DICOM files that are not in the JPEG tree. Of these names only the series UID is of use: 000000.dcm is
+the crop in one CSV and the mask in another, Kaggle's prefixes 1- and 2- follow no rule, and file names repeat from
+series to series. Within a series SeriesDescription tells the crop from the mask and, where it is missing, their sizes.
 """
 
 import csv
@@ -43,7 +43,7 @@ class Case(NamedTuple):
     series: dict[str, str]  # series UID in the "full", "crop" and "mask" cell
 
 
-class Picture(NamedTuple):
+class ImageFile(NamedTuple):
     series: str
     name: str
     kind: str = ""  # "full", "crop", "mask"; empty where no SeriesDescription says
@@ -65,11 +65,11 @@ def cbis_table(root, abnormality="calcification", split="train", image="crop"):
     label       MALIGNANT, BENIGN or BENIGN_WITHOUT_CALLBACK
 
     Complete, it has 1,546 / 326 rows for calcification train / test and 1,318 / 378 for mass. A row whose image is not
-    there, or cannot be told from its mask, is left out: one warning in the log "medslip" counts and names such rows,
-    and `table.attrs["missing"]` lists all of them as (id, reason).
+    there, or cannot be told from its mask, is left out: one warning in the log "medslip" counts such rows and names the
+    first, and `table.attrs["missing"]` lists all of them as (id, reason).
 
     Raises utils.InputError, in one line, for a wrong argument; for a folder, CSV or column that is missing or cannot be
-    read; for a malformed row (counted as a spreadsheet does: the header is row 1); and when no row has its image.
+    read; for a malformed row (the header is row 1, as in a spreadsheet); and when no row has its image.
     """
     for name, value, choices in (
         ("abnormality", abnormality, ABNORMALITIES),
@@ -92,11 +92,11 @@ def cbis_table(root, abnormality="calcification", split="train", image="crop"):
     rows, missing = [], []
     try:
         cases = _read_cases(source)
-        pictures = _read_dicom_info(os.path.join(tables, "dicom_info.csv"))
+        files = _read_dicom_info(os.path.join(tables, "dicom_info.csv"))
         for case in cases:
-            picture, reason = _find_image(case, image, jpeg, pictures)
-            if picture and not _bytes(path := _path(jpeg, picture)):
-                reason = f"jpeg/{picture.series}/{picture.name} is not there or empty"
+            file, reason = _find_image(case, image, jpeg, files)
+            if file and not _bytes(path := _path(jpeg, file)):
+                reason = f"jpeg/{file.series}/{file.name} is not there or empty"
             if reason:
                 missing.append((case.id, reason))
             else:
@@ -106,7 +106,7 @@ def cbis_table(root, abnormality="calcification", split="train", image="crop"):
 
     prefix = f"{short.capitalize()}-{SPLITS[split]}_"
     strangers = [case.id for case in cases if not case.id.startswith(prefix)]
-    if strangers:  # a renamed CSV would put test patients into training
+    if strangers:  # a CSV under the name of another would put test patients into training
         log.warning("%s: %d ids do not start with %s, first %s", source, len(strangers), prefix, strangers[0])
     if missing:
         count = f"{len(missing)} of {len(cases)} rows of {source} have no {image} image"
@@ -146,10 +146,10 @@ def _read_cases(source):
 
 
 def _read_dicom_info(source):
-    """Series UID -> its pictures; empty where Kaggle's index is absent, and then the folders are listed instead."""
-    pictures = {}
+    """{series UID: its files} of Kaggle's index; empty where there is no index, and the folders are then listed."""
+    files = {}
     if not os.path.lexists(source):
-        return pictures
+        return files
     cells = _read_csv(source, ("image_path", "SeriesDescription"), optional=("Columns", "Rows"))
     for where, (image_path, description, columns, rows) in cells:
         if not image_path:
@@ -160,39 +160,40 @@ def _read_dicom_info(source):
             raise InputError(f"{where}: image_path is {image_path[:80]!r}, not {expected}")
         known = all(one.isdecimal() and len(one) < 10 for one in (columns, rows))
         size = (int(columns), int(rows)) if known else None
-        picture = Picture(parts[-2], parts[-1], KINDS.get(description.lower(), ""), size)
-        pictures.setdefault(picture.series, []).append(picture)
-    return pictures
+        file = ImageFile(parts[-2], parts[-1], KINDS.get(description.lower(), ""), size)
+        files.setdefault(file.series, []).append(file)
+    return files
 
 
-def _find_image(case, image, jpeg, pictures):
-    """(picture, "") or (None, why there is none). Whether a picture of the index exists on disk is not checked here."""
-    # A mask may have a series of its own, and then the CSV's two cells are sometimes swapped: look in both.
+def _find_image(case, image, jpeg, files):
+    """-> (file, "") or (None, why there is none). Whether a file of the index is on the disk is not checked here."""
+    # A mask may have a series of its own, and the cells of crop and mask are then sometimes swapped: look in both.
     series = dict.fromkeys([case.series["full"]] if image == "full" else [case.series["crop"], case.series["mask"]])
-    known = list(dict.fromkeys(picture for uid in series for picture in pictures.get(uid, ())))
-    described = [picture for picture in known if picture.kind == image]
+    known = list(dict.fromkeys(file for uid in series for file in files.get(uid, ())))
+    described = [file for file in known if file.kind == image]
     if len(described) == 1:
         return described[0], ""
 
-    # The index does not settle it: add what lies on disk unindexed, and go by size among those of unknown kind.
-    indexed = {(picture.series, picture.name) for picture in known}
-    known += [Picture(uid, name) for uid in series for name in _list(jpeg, uid) if (uid, name) not in indexed]
+    # The index does not tell: add files on the disk that it lacks, and go by the sizes of those of unknown kind.
+    indexed = {(file.series, file.name) for file in known}
+    known += [ImageFile(uid, name) for uid in series for name in _list(jpeg, uid) if (uid, name) not in indexed]
     where = " or ".join(f"jpeg/{uid}" for uid in series)
-    candidates = described or [picture for picture in known if not picture.kind]
+    candidates = described or [file for file in known if not file.kind]
     if not candidates:
         return None, f"only images of another kind in {where}" if known else f"no image in {where}"
     if len(candidates) == 1 and image == "full":
         return candidates[0], ""
     sizes = _sizes(jpeg, candidates)
-    areas = [(size[0] * size[1], picture) for size, picture in zip(sizes, candidates, strict=True) if size]
+    areas = [(size[0] * size[1], file) for size, file in zip(sizes, candidates, strict=True) if size]
     if not areas:
         return None, f"no readable image in {where}"
     if len(areas) == 1:
         lone = areas[0][1]
-        reason = _doubt(lone, known, case, jpeg, pictures) if image == "crop" and not lone.kind else ""
+        reason = _doubt(lone, known, case, jpeg, files) if image == "crop" and not lone.kind else ""
         return (None, reason) if reason else (lone, "")
 
-    # The crop is the smallest, the mammogram the largest. Sorting is stable: of equals, the cell's own series wins.
+    # The crop is the smallest, the mammogram the largest. Of equal sizes the series named by the image's own cell comes
+    # first, since sorting is stable.
     areas.sort(key=lambda pair: pair[0], reverse=image == "full")
     (area, best), (next_area, second) = areas[:2]
     if area == next_area and best.series == second.series:
@@ -200,27 +201,30 @@ def _find_image(case, image, jpeg, pictures):
     return best, ""
 
 
-def _doubt(lone, known, case, jpeg, pictures):
-    """Why the only image left, of unknown kind, may not be the crop; empty if it is the crop."""
-    full, _ = _find_image(case, "full", jpeg, pictures)
+def _doubt(lone, known, case, jpeg, files):
+    """Why the only image left, whose kind is unknown, cannot be taken for the crop; empty if it can."""
+    full, _ = _find_image(case, "full", jpeg, files)
     own, whole = _sizes(jpeg, [lone, full]) if full else (None, None)
     if own and whole:  # a mask has the mammogram's size, some pixels more or less
         is_mask = own[0] > 0.9 * whole[0] and own[1] > 0.9 * whole[1]
         return f"jpeg/{lone.series}/{lone.name} has the mammogram's size, so it is the mask" if is_mask else ""
-    if any(picture.kind == "mask" for picture in known) or lone.series == case.series["crop"] != case.series["mask"]:
+    if any(file.kind == "mask" for file in known) or lone.series == case.series["crop"] != case.series["mask"]:
         return ""
     return f"nothing tells whether jpeg/{lone.series}/{lone.name} is the crop or the mask"
 
 
-def _sizes(jpeg, pictures):
-    """(width, height) of each on one scale: the DICOMs' or, if the index lacks one, the files'; None if unreadable."""
-    if all(picture.size for picture in pictures):
-        return [picture.size for picture in pictures]
+def _sizes(jpeg, files):
+    """(width, height) of each file, None if it cannot be read.
+
+    They are the DICOMs' sizes or, if the index lacks one, all of them the JPEGs': the two cannot be compared.
+    """
+    if all(file.size for file in files):
+        return [file.size for file in files]
     sizes = []
-    for path in (_path(jpeg, picture) for picture in pictures):
+    for path in (_path(jpeg, file) for file in files):
         try:
-            with Image.open(path) as file:  # reads the header, decodes no pixel
-                sizes.append(file.size)
+            with Image.open(path) as header:  # decodes no pixel
+                sizes.append(header.size)
         except PermissionError:
             raise
         except (OSError, ValueError, Image.DecompressionBombError):
@@ -244,31 +248,31 @@ def _list(jpeg, series):
     return [name for name in names if name.lower().endswith(EXTENSIONS)]
 
 
-def _path(jpeg, picture):
-    return os.path.join(jpeg, picture.series, picture.name)
+def _path(jpeg, file):
+    return os.path.join(jpeg, file.series, file.name)
 
 
 def _is_plain(name):
-    """Whether a component of a path in a CSV is a mere name, so that the path cannot lead out of the folder."""
+    """Whether a part of a path in a CSV is a plain name: such a path cannot lead out of the folder."""
     harmless = name.isascii() and name.isprintable() and not any(mark in name for mark in "/\\:")
     return harmless and name not in ("", ".", "..") and len(name) < 256
 
 
 def _read_csv(source, required, optional=()):
-    """[("file, row number", [wanted cells, stripped])]; an optional column that is not there gives empty cells.
+    """-> [("file, row number", [the wanted cells, stripped])]; an optional column that is absent gives empty cells.
 
-    By the csv module: every row of the case CSVs holds a quoted cell with a line feed in it.
+    The csv module reads them, because every row of the case CSVs has a quoted cell with a line feed in it.
     """
     remedy = "take it from the Kaggle download again"
     if os.path.exists(source) and not os.path.isfile(source):
         raise InputError(f"{source} is not a file: {remedy}")
     try:
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file, strict=True))
+        with open(source, encoding="utf-8-sig", newline="") as stream:
+            lines = list(csv.reader(stream, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{source} is not a CSV file in UTF-8 ({error}): {remedy}") from error
 
-    def plain(names):  # breast density, breast_density
+    def plain(names):  # "breast density" and "breast_density" are the same column
         return [name.strip().lower().replace("_", " ") for name in names]
 
     header = plain(lines[0]) if lines else []
@@ -291,9 +295,9 @@ def _read_csv(source, required, optional=()):
 
 def cbis_set(entry, split):
     """The "train" or "test" split of a catalog entry -> sets.Labelled. Raises InputError."""
-    # "calcification+mass" pools the two tasks, which share patients across their splits: audit.py refuses it.
+    # "calcification+mass" joins the two tasks. Their splits share patients, so evaluation/audit.py refuses it.
     tasks = ["calcification", "mass"] if entry["abnormality"] == "calcification+mass" else [entry["abnormality"]]
     table = pd.concat([cbis_table(entry["path"], task, split, entry.get("image", "crop")) for task in tasks])
     labels = np.array([LABELS.index(label) for label in table["label"]])
-    # Squashed to a square, as the published rows: a centre crop would cut the lesion's margin.
+    # Squashed to a square, as for the published rows: cutting out the middle would cut off the lesion's margin.
     return Labelled(list(table["id"]), labels, list(LABELS), list(table["patient_id"]), list(table["path"]), "squash")

@@ -1,4 +1,4 @@
-"""Labelled sets of SLIP's kinds: a folder of images a class, NumPy lists of files and labels, torchvision's own."""
+"""Labelled sets of the kinds that SLIP reads: a folder for each class, NumPy lists of files, torchvision's sets."""
 
 import contextlib
 import io
@@ -58,18 +58,18 @@ def file_list(entry: dict, split: str) -> Labelled:
 
 
 def read_array(path: Path) -> list:
-    """The strings or whole numbers of a one-dimensional .npy file. Raises InputError."""
+    """The strings or whole numbers of a one-dimensional .npy file. Raises InputError naming the file."""
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # NumPy's reader of headers raises whatever Python's tokenizer and parser do
+    except Exception as error:  # NumPy evaluates the header as Python, which fails in many ways
         cure = "save it as an array of strings or numbers" if "pickle" in str(error) else "it is damaged"
         raise InputError(f"{path}: not a plain NumPy array: {cure}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "USiu":
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise InputError(f"{path}: expected one row of strings or whole numbers, not {what}")
-    if array.dtype.kind == "U":  # NumPy does not look at the code points of a file, and Python then breaks on them
+    if array.dtype.kind == "U":  # NumPy does not check a file's code points, and Python's strings may not hold them all
         codes = np.ascontiguousarray(array).view(f"{array.dtype.byteorder}u4") if array.dtype.itemsize else array[:0]
         damaged = bool(((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any()) if len(codes) else False
     else:

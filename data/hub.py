@@ -8,15 +8,15 @@ import threading
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-SECONDS = 3.0  # in which the hub must answer; its library tries for minutes
-OFFLINE = constants.HF_HUB_OFFLINE  # as the user's environment has it
+SECONDS = 3.0  # that the hub has to answer; its library would try for minutes
+OFFLINE = constants.HF_HUB_OFFLINE  # whether the user's environment sets it
 
 
 @functools.cache
 def reach() -> bool:
-    """Whether the hub answers within SECONDS, to a request as its library makes them.
+    """Whether the hub answers a request of its own library's kind within SECONDS.
 
-    If not, the library is told that it is offline: it then takes what its cache has, and asks for nothing else.
+    If not, the library is set to offline: it then uses what its cache holds and sends no request.
     """
     if OFFLINE:
         return False
@@ -27,7 +27,7 @@ def reach() -> bool:
             get_session().head(constants.ENDPOINT, timeout=SECONDS)
             answers.append(True)
 
-    # Not waited for any longer: looking up a host's name has no time limit of its own.
+    # In a thread that is given up after SECONDS: looking up the host's name has no time limit of its own.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS)
@@ -36,9 +36,9 @@ def reach() -> bool:
 
 
 def load(function, name: str, **arguments):
-    """`function(name, **arguments)`, a from_pretrained of transformers, with what the hub's cache has if it is silent.
+    """`function(name, **arguments)` for a from_pretrained of transformers; from the cache if the hub does not answer.
 
-    Raises OSError if that is not enough, and whatever `function` raises.
+    Raises OSError if the cache lacks it then, and whatever `function` raises.
     """
     if os.path.exists(name) or reach():
         return function(name, **arguments)

@@ -1,4 +1,4 @@
-"""Image files as pixels: decoded once, gray in one plane, what cannot be read named."""
+"""Decoding image files: gray ones to one plane, and those that cannot be read to an error that names the file."""
 
 import itertools
 import os
@@ -13,13 +13,14 @@ from PIL import Image, UnidentifiedImageError
 
 from utils import InputError
 
-warnings.filterwarnings("ignore", module="PIL")  # for all threads: what is wrong with a file is said in its own line
+warnings.filterwarnings("ignore", module="PIL")  # in all threads; what is wrong with a file is an InputError here
 
 
 class Picture(NamedTuple):
-    """An image: its file's size in pixels, and (h, w) or (h, w, 3) uint8 at one size or more, the largest first.
+    """A decoded image: `width` and `height` are the file's, in pixels.
 
-    `scales` are the levels' pixels a pixel of the file, (across, down).
+    `levels` are its pixels at one size or more, the largest first, (h, w) or (h, w, 3) uint8. `scales` are the sizes of
+    the levels over the file's, (across, down).
     """
 
     width: int
@@ -33,7 +34,7 @@ def as_picture(image: Image.Image) -> Picture:
 
 
 class Files:
-    """The pictures of n files. A JPEG that was found to be gray is decoded as such from then on, in every worker."""
+    """The pictures of n files. Once a JPEG is found to be gray, no worker decodes its colour any more."""
 
     def __init__(self, path: Callable[[int], str], n: int):
         self.path, self.n = path, n
@@ -52,13 +53,13 @@ class Files:
 def read_image(path: str, gray: bool = False) -> Image.Image:
     """Decode a file to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file.
 
-    `gray` says that it is known to be gray: a JPEG's colour is then not decoded.
+    `gray` means that the file is known to be gray: the colour of a JPEG is then not decoded.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a named pipe would wait for its writer
         raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
     try:
         with Image.open(path) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow warns here, and refuses twice as many
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
                 raise Image.DecompressionBombError
             if gray:
                 image.draft("L", image.size)
@@ -76,17 +77,17 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
 
 
 def read_small(path: str, size: int) -> Image.Image:
-    """Decode a file to mode "L", its sides no smaller than `size` where the format can be decoded at a fraction."""
+    """Decode a file to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
     try:
         with Image.open(path) as image:
             image.draft("L", (size, size))
             return to_gray_or_rgb(image).convert("L")
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError):
-        return read_image(path).convert("L")  # or its error, in words
+        return read_image(path).convert("L")  # which raises InputError if it fails too
 
 
 def to_gray_or_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's -> "L" or "RGB"; 16 bits keep their high byte, transparency is laid on black."""
+    """An image of any mode -> mode "L" or "RGB". 16 bits keep their high byte, transparent pixels become black."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
         pixels = np.asarray(image).astype(np.float32)
         if image.mode != "F" and pixels.max(initial=0) > 255:
@@ -105,7 +106,7 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def looks_whole(path: str) -> bool:
-    """Whether a JPEG or PNG file starts and ends as one; other formats are decoded."""
+    """Whether a file starts and ends as a JPEG or PNG file does. False for all other formats."""
     if not os.path.isfile(path):
         return False
     try:
@@ -121,9 +122,10 @@ def looks_whole(path: str) -> bool:
 
 
 def unreadable(paths, decode: bool = False) -> dict[str, str]:
-    """{path: reason} of the files that are cut short or no images, found by their ends; suspects are decoded.
+    """{path: reason} of the files that are cut short or are no images.
 
-    With `decode` every file is decoded, which also finds damage inside.
+    A file is decoded if its start or end is not that of a JPEG or PNG file. With `decode` every file is, which also
+    finds damage between start and end.
     """
 
     def reason(path):

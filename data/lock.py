@@ -1,8 +1,9 @@
-"""One process at a time writes to a folder: a file in it says which, and that it still runs.
+"""One process at a time writes to a folder: a lock file in it names that process.
 
-The file is made with O_EXCL, which every file system has, network disks too, where flock often is missing. Its owner
-touches it while it runs. Whether the owner of another's file still runs is asked of the kernel, on the same machine;
-elsewhere the touches tell, by the file system's own clock.
+The file is made with O_EXCL, which all file systems have, network disks included, where flock is often missing. The
+process that made it, its owner, touches it every few seconds. Another process that finds the file must know whether the
+owner still runs: on the same machine it asks the kernel, and on another one it goes by the touches, timed by the file
+system's own clock.
 """
 
 import contextlib
@@ -20,36 +21,36 @@ from utils import InputError, logger
 
 NAME = ".lock"
 BEAT = 10.0  # seconds between two touches
-WATCH = 15.0  # seconds for which the touches of a process elsewhere are looked out for, however old the last one is
-STALE = 60.0  # seconds without one after which a process elsewhere is taken to be gone
-GRACE = 3.0  # seconds that a process on this machine is given to end: a requeued job may meet its former self
-POLL = 0.5  # seconds
+WATCH = 15.0  # the least seconds for which one waits for a touch of an owner on another machine
+STALE = 60.0  # seconds without a touch after which an owner on another machine is taken to be gone
+GRACE = 3.0  # seconds that a running owner is given to end: a requeued job may meet its own process of before
+POLL = 0.5  # seconds between two looks at the file
 
 
-def process(pid: int) -> tuple[str, str]:
-    """-> a process's state (R, S, Z, ...) and its start, in ticks since the machine's. Raises OSError."""
+def process_state(pid: int) -> tuple[str, str]:
+    """-> a process's state (R, S, Z, ...) and when it started, in ticks since the machine did. Raises OSError."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
 def myself() -> dict:
-    """What tells this process from any other on any machine; parts that the system does not say are None."""
+    """What tells this process from any other on any machine; what the system does not say is None."""
     found = {"host": socket.gethostname(), "pid": os.getpid(), "start": None, "boot": None, "namespace": None}
     with contextlib.suppress(OSError):
         found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         found["namespace"] = os.readlink("/proc/self/ns/pid")
-        found["start"] = process(os.getpid())[1]
+        found["start"] = process_state(os.getpid())[1]
     return found
 
 
 def runs(owner: dict) -> bool | None:
-    """Whether the process that `myself` described there still runs; None if that cannot be known from here."""
+    """Whether the process that `myself` described as `owner` still runs; None if that cannot be known from here."""
     me = myself()
     if owner.get("start") is None or any(owner.get(key) != me[key] for key in ("host", "boot", "namespace")):
         return None
     try:
-        state, start = process(owner["pid"])
-        return start == owner["start"] and state not in "ZX"  # a zombie is dead, and waits for its parent
+        state, start = process_state(owner["pid"])
+        return start == owner["start"] and state not in "ZX"  # a zombie has ended, and waits for its parent
     except OSError:
         try:
             os.kill(owner["pid"], 0)
@@ -61,19 +62,19 @@ def runs(owner: dict) -> bool | None:
 
 
 class Lock:
-    """The lock of the folder that `flag` names, and that is there; a context manager.
+    """A context manager: the lock of a folder that exists; `flag` is the command line's argument for the folder.
 
-    `wait` waits for another process to end; without it InputError is raised if there is one. What a process that was
-    killed has left is taken over: at once if that was on this machine, else when it has given no sign for STALE
-    seconds, of which WATCH are looked on. Raises InputError if the folder cannot be written.
+    If another process holds the lock, `wait` waits for its end; otherwise InputError is raised. The lock of a process
+    that was killed is taken over: at once if it ran on this machine, else when it has not been touched for STALE
+    seconds, the last WATCH or more of them watched from here. Raises InputError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, flag: str, wait: bool = False):
         self.folder, self.path, self.flag, self.wait = folder, folder / NAME, flag, wait
         self.text = json.dumps({**myself(), "token": secrets.token_hex(8)})
         self.claim = folder / f"{NAME}.claim.tmp"
-        self.probe = folder / f"{NAME}.{secrets.token_hex(8)}.tmp"
-        self.touched = 0.0  # by our clock, which goes on while the process is suspended
+        self.clock_file = folder / f"{NAME}.{secrets.token_hex(8)}.tmp"
+        self.touched = 0.0  # by this machine's clock, which goes on while the process is suspended
         self.lost, self.stop, self.thread = None, threading.Event(), None
 
     def __enter__(self):
@@ -100,10 +101,10 @@ class Lock:
         while not self.create():
             found = self.look()
             if found is None:
-                continue  # released meanwhile
+                continue  # it has just been released
             now, owner = time.monotonic(), described(found[0])
             running = runs(owner)
-            if running is None:  # its touches tell: `moved` once one was seen to come
+            if running is None:  # go by the touches: `moved` says whether one was seen
                 if found != seen:
                     moved = seen is not None and found[0] == seen[0]
                     seen, since = found, now - min(max(0.0, self.age(found[1])), STALE - WATCH)
@@ -123,7 +124,7 @@ class Lock:
             time.sleep(POLL)
 
     def create(self) -> bool:
-        """Make the file with our name -> False if there is one."""
+        """Make the lock file, in the name of this process -> False if there is one already."""
         try:
             file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:
@@ -137,33 +138,37 @@ class Lock:
         return True
 
     def look(self) -> tuple[str, int] | None:
-        """-> whose the file is, and when it was touched last, in ns; None without a file."""
+        """-> the text of the lock file and the time of its last touch, in ns; None if there is no file."""
         try:
-            with open(self.path, encoding="utf-8", errors="replace") as file:  # opening asks a network disk anew
+            # Opened each time, because a network disk may answer from its cache otherwise.
+            with open(self.path, encoding="utf-8", errors="replace") as file:
                 return file.read(), os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return None
 
     def age(self, touched: int) -> float:
-        """Seconds since then by the file system's clock, which need not be ours; 0 if it does not tell."""
+        """The seconds since `touched` (ns) by the file system's clock, read off a new file; 0 if that fails."""
         try:
-            self.probe.touch()
-            return (self.probe.stat().st_mtime_ns - touched) / 1e9
+            self.clock_file.touch()
+            return (self.clock_file.stat().st_mtime_ns - touched) / 1e9
         except OSError:
             return 0.0
         finally:
             with contextlib.suppress(OSError):
-                self.probe.unlink()
+                self.clock_file.unlink()
 
     def remove_stale(self, text: str) -> None:
-        """Remove the file if it still is `text`. Others may want that too, and the first may have made its own since:
-        each does so while it holds a second file, for a moment."""
+        """Remove the lock file if its text is still `text`.
+
+        Other processes may be about to do the same, and the first of them may already have made its own lock file. So
+        each looks and removes while it holds a second file, the claim, which it has for a moment only.
+        """
         try:
             os.close(os.open(self.claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             time.sleep(POLL)
             with contextlib.suppress(FileNotFoundError):
-                if self.age(self.claim.stat().st_mtime_ns) >= STALE:  # a process was killed in that moment
+                if self.age(self.claim.stat().st_mtime_ns) >= STALE:  # a process was killed while it held the claim
                     self.claim.unlink()
             return
         try:
@@ -174,15 +179,15 @@ class Lock:
             self.claim.unlink(missing_ok=True)
 
     def beat(self) -> None:
-        """In a thread of its own."""
+        """Touch the file again and again, in a thread of its own."""
         while self.lost is None and not self.stop.wait(BEAT):
             self.touch()
 
     def touch(self) -> None:
-        """Show that this process runs, or find that it is no longer the owner."""
-        with contextlib.suppress(OSError):  # a disk that is away comes back, or the run ends of it
+        """Touch the file, and so show that this process runs; or note in `lost` that it is no longer the owner."""
+        with contextlib.suppress(OSError):  # if the disk is gone for good, the run ends when it saves
             found = self.look()
-            if found is None and time.time() - self.touched >= STALE:  # taken over, by one that has ended since
+            if found is None and time.time() - self.touched >= STALE:  # taken over by a process that has since ended
                 self.lost = {}
             elif found is not None and found[0] != self.text:
                 self.lost = described(found[0])
@@ -193,8 +198,8 @@ class Lock:
                 self.touched = time.time()
 
     def check(self) -> None:
-        """Raises InputError if another process has taken the folder over: this one was suspended, or cut off."""
-        if self.thread is not None and time.time() - self.touched >= STALE / 2:  # the thread may not have run again yet
+        """Raises InputError if another process has taken the folder over, as it may while this one is suspended."""
+        if self.thread is not None and time.time() - self.touched >= STALE / 2:  # `beat` may not have run since then
             self.touch()
         if self.lost is not None:
             raise InputError(
@@ -225,7 +230,7 @@ def in_use(folder: Path) -> bool:
 
 
 def described(text: str) -> dict:
-    """What `myself` gave, from a lock's text; empty for one that is being written, or was cut short."""
+    """The owner that a lock file's text describes, as `myself`; empty if the text is not whole (yet)."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -239,9 +244,9 @@ def name(owner: dict) -> str:
 
 @contextlib.contextmanager
 def output_folder(out: Path):
-    """Make a run's folder and hold its Lock, by rank 0 for all ranks; a folder that stays empty is removed again.
+    """Make a run's output folder and hold its Lock: rank 0 does, for all ranks. An empty folder is removed at the end.
 
-    Raises InputError, on all ranks, if another run has it.
+    Raises InputError, on all ranks, if another run holds the lock.
     """
     held, made = Lock(out, "--output-dir"), []
 

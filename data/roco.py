@@ -1,4 +1,4 @@
-"""ROCO as its download script leaves it: captions and image files of a split, held as packed text.
+"""ROCO as its download script leaves it: the captions and image files of a split, held in byte buffers.
 
 Layout (Pelka et al., LABELS 2018; razorx89/roco-dataset): `{train,validation,test}/radiology/` with `captions.txt`
 (`<id> <TAB> <caption>`), `keywords.txt`, `licences.txt` and `images/`. Images carry the ROCO id, or in Kaggle's copy
@@ -20,8 +20,8 @@ from utils import InputError, logger
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
-# Our subset rule: a pair belongs if its caption or its keywords match a pattern of the subset, and neither names
-# another modality. The published subsets were hand-picked and never released; --metadata takes such a file.
+# Our rule for subsets: a pair belongs to one if its caption or its keywords match a pattern of it, and neither matches
+# a pattern of another modality. The published subsets were picked by hand and never published; --metadata takes one.
 MAMMO = (
     r"mammogra(m|ph|f)",
     r"\btomosynthesis\b",
@@ -59,8 +59,8 @@ def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", o
     """The pairs of a split, or of `metadata`, a file of `<id> <caption>` lines whose images may lie in any split.
 
     `subset` is "all", "mammo" or "mammo+xray". Captions without an image are left out and listed in `missing`. With
-    `optional`, a split that is not there or has no pairs gives None. Raises InputError: no folder, no captions, a
-    malformed or double id (with its row), no image for any caption, nothing left by the subset.
+    `optional`, a split that is not there or has no pairs gives None. Raises InputError if there is no such folder, no
+    caption, no image of any caption or no pair of the subset, and for an id that is malformed or comes twice.
     """
     if split not in SPLITS:
         raise InputError(f"ROCO has no split '{split}', only {', '.join(SPLITS)}")
@@ -115,7 +115,7 @@ def absent(message: str, optional: bool) -> None:
 
 
 def roco_table(root, split: str = "train", metadata=None, subset: str = "all") -> pd.DataFrame:
-    """The pairs as a table [id, path, caption], for people and small sets. Raises InputError, see `read_pairs`."""
+    """The pairs as a table [id, path, caption]: to look at, and for small sets. Raises InputError as `read_pairs`."""
     pairs = read_pairs(root, split, metadata, subset)
     columns = {"id": list(pairs.ids), "path": [pairs.path(i) for i in range(len(pairs))]}
     return pd.DataFrame({**columns, "caption": list(pairs.captions)})
@@ -201,7 +201,7 @@ def read_keywords(root: Path, splits) -> dict[str, str]:
 
 
 def in_subset(subset: str):
-    """A predicate over "caption keywords" for "mammo" or "mammo+xray"; see the patterns above."""
+    """A function that says of the text "<caption> <keywords>" whether it belongs to "mammo" or "mammo+xray"."""
     if subset not in SUBSETS:
         raise InputError(f"--subset {subset}: not one of all, {', '.join(SUBSETS)}")
     wanted = re.compile("|".join(SUBSETS[subset]), re.IGNORECASE)

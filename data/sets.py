@@ -1,4 +1,4 @@
-"""What a reader of a data set gives: Pairs to train on, or a Labelled set to probe."""
+"""What the readers of data sets return: Pairs to train on, or a Labelled set to probe."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from data.images import Picture, as_picture, read_image, to_gray_or_rgb
 
 @dataclass
 class Pairs:
-    """Image-caption pairs. `files` are relative to `root`; `missing` are ids with a caption and no image, and
-    `unreadable` paths that were left out."""
+    """Image-caption pairs. `files` are paths relative to `root`. What was left out is named: in `missing` the ids of
+    captions without an image, in `unreadable` the paths of images that cannot be read."""
 
     root: str
     ids: Strings
@@ -46,7 +46,8 @@ class Pairs:
 
 @dataclass
 class Labelled:
-    """N labelled images. `labels` index `classes`; `patients` is None where a set has none; `fit` as views.whole."""
+    """N labelled images. `labels` (N,) are numbers of `classes`; `patients` is None where the set names none; `fit` is
+    how an image is made square, see views.whole."""
 
     ids: list[str]
     labels: np.ndarray

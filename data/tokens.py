@@ -11,27 +11,27 @@ from data import hub
 from options import BIO_CLINICAL_BERT
 from utils import InputError
 
-CHUNKS, CHUNK_ROWS = 8, 8  # of a batch's captions, by length: most chunks, and rows that each should have
-LAZY_FROM = 2_000_000  # captions: from there on each batch is tokenised in the loader's worker
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CHUNKS, CHUNK_ROWS = 8, 8  # a batch's captions are split by length: the most chunks, the fewest captions in each
+LAZY_FROM = 2_000_000  # with so many captions or more each batch is tokenised when it is loaded
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train_bpe(captions, vocab_size: int = 4096) -> str:
-    """Train a byte-level BPE on captions; returns the tokenizer as JSON. The same captions give the same tokenizer.
+    """Train a byte-level BPE on captions -> the tokenizer as JSON. The same captions give the same tokenizer.
 
-    Of more than 200,000 captions every k-th is taken.
+    Of more than 200,000 captions every n-th is taken, so that no more than those are read.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=SPECIAL,
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    step = -(-len(captions) // 200_000)
-    tokenizer.train_from_iterator((captions[i].lower() for i in range(0, len(captions), step)), trainer)
+    stride = -(-len(captions) // 200_000)
+    tokenizer.train_from_iterator((captions[i].lower() for i in range(0, len(captions), stride)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -39,32 +39,32 @@ def train_bpe(captions, vocab_size: int = 4096) -> str:
 
 
 def from_json(serialised: str):
-    """The tokenizer that `train_bpe` returned. Raises InputError if the text is something else."""
+    """The tokenizer that `train_bpe` returned as JSON. Raises InputError if it cannot be read."""
     try:
         tokenizer = Tokenizer.from_str(serialised)
     except Exception as error:
         raise InputError(f"the checkpoint's tokenizer cannot be read: {str(error).splitlines()[0]}") from None
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def load_tokenizer(text_model: str):
     """The tokenizer of a Hugging Face name, a folder, or a `vocab.txt`.
 
-    A bare vocabulary is read lower-cased, as the hub's Bio_ClinicalBERT (and so MedCLIP) reads its own. Raises
-    InputError if there is none.
+    Without a tokenizer_config.json text is lower-cased, as the hub's Bio_ClinicalBERT and so MedCLIP do. Raises
+    InputError if no tokenizer can be had.
     """
     path = Path(text_model).expanduser()
     vocabulary = path if path.suffix == ".txt" else path / "vocab.txt"
     try:
         if vocabulary.is_file() and not (path / "tokenizer_config.json").exists():
             entries = vocabulary.read_text(encoding="utf-8").splitlines()
-            absent = [token for token in SPECIAL[:4] if token not in entries]
+            absent = [token for token in SPECIAL_TOKENS[:4] if token not in entries]
             if absent:
                 raise InputError(f"{vocabulary}: not a BERT vocabulary, it lacks {', '.join(absent)}")
             return BertTokenizerFast(vocab={token: number for number, token in enumerate(entries)})
         tokenizer = hub.load(AutoTokenizer.from_pretrained, text_model)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a configuration alone
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes such of a folder without vocabulary
             raise OSError("there is a configuration, and no vocabulary")
         return tokenizer
     except InputError:
@@ -80,13 +80,14 @@ def load_tokenizer(text_model: str):
 
 
 class Tokens:
-    """Token ids of N captions, each with its start and end token, as one array of 16 or 32 bits and N + 1 offsets.
+    """Token ids of N captions, start and end tokens included, in one array of 16 or 32 bits with N + 1 offsets.
 
-    From LAZY_FROM captions on none are kept.
+    LAZY_FROM captions or more are not tokenised beforehand, but batch by batch.
     """
 
-    def __init__(self, tokenizer, captions, context_length: int, pad_to: int | None = None, chunk: int = 8192):
-        """Captions are cut to `context_length` tokens. `pad_to` fixes the batch's width, None takes the longest."""
+    def __init__(self, tokenizer, captions, context_length: int, pad_to: int | None = None, at_once: int = 8192):
+        """Captions are cut to `context_length` tokens. A batch is padded to `pad_to` tokens, or (None) to the longest
+        caption of each of its chunks. `at_once` captions are tokenised together."""
         self.pad_id, self.pad_to = tokenizer.pad_token_id, pad_to
         self.tokenizer, self.captions, self.context_length = tokenizer, captions, context_length
         self.lazy = len(captions) >= LAZY_FROM
@@ -94,8 +95,8 @@ class Tokens:
             return
         dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
         lengths, parts = [np.zeros(1, np.int64)], []
-        for start in range(0, len(captions), chunk):
-            ids = self.tokenize(range(start, min(start + chunk, len(captions))))  # on all cores
+        for start in range(0, len(captions), at_once):
+            ids = self.tokenize(range(start, min(start + at_once, len(captions))))  # on all cores
             lengths.append(np.array([len(one) for one in ids], np.int64))
             parts.append(np.concatenate([np.asarray(one, dtype) for one in ids]))
         self.ids = np.concatenate(parts)
@@ -106,17 +107,17 @@ class Tokens:
         return self.tokenizer(texts, truncation=True, max_length=self.context_length)["input_ids"]
 
     def rows(self, indices) -> list[np.ndarray]:
-        """The token ids of each of some captions."""
+        """The token ids of the captions `indices`, an array for each."""
         if self.lazy:
             return [np.asarray(one) for one in self.tokenize(indices)]
         return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in indices]
 
     def batch(self, indices) -> dict:
-        """-> `input_ids` and `attention_mask`, lists of (b, t) int64, and `text_order` (B,).
+        """The captions `indices` -> `input_ids` and `attention_mask`, lists of (b, t) int64, and `text_order` (B,).
 
-        Captions of like length share a chunk and are padded to its longest: CHUNKS of them, or fewer for a batch of
-        less than CHUNK_ROWS rows each; one, of `pad_to` tokens, if that is given. `text_order` puts the
-        concatenated chunks back in order.
+        A batch is split into chunks of captions of like length, each padded to its longest caption: CHUNKS of them, or
+        fewer where a chunk would have less than CHUNK_ROWS captions. With `pad_to` there is one chunk, padded to that.
+        `text_order` puts the rows of the concatenated chunks back in the order of `indices`.
         """
         rows = self.rows(indices)
         lengths = np.array([len(row) for row in rows])

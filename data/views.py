@@ -1,7 +1,8 @@
-"""From pictures to batches: crop every view, and draw every parameter of every view in the worker.
+"""From pictures to batches, in the loader's workers: draw the parameters of every view, and cut its crop.
 
-All randomness of a sample comes from one generator of (seed, epoch, sample), so a batch is the same on any number of
-workers and ranks. Colour, blur and flips are left to augment.py, which applies the parameters sent along.
+All random numbers of a sample come from one generator seeded with (seed, epoch, sample), so that a batch is the same on
+any number of workers and ranks. The parameters of colour, blur and flip are sent along; augment.py applies them on the
+device.
 """
 
 import math
@@ -13,17 +14,17 @@ from PIL import Image
 
 from data.images import Picture
 
-# Columns of a view's parameters: the crop in pixels of the image, then augment.py's. An operation that is not
-# applied has its neutral value. `ORDER` starts four columns, the order of the jitter's four operations.
+# Columns of a view's parameters: the crop in pixels of the image file, then what augment.py applies. An operation that
+# is left out has its neutral value. Four columns from ORDER on hold the order of the four operations of ColorJitter.
 LEFT, TOP, WIDTH, HEIGHT, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, SIGMA, FLIP = (*range(9), 12, 13, 14)
 N_PARAMS = 15
-CLIP_SCALE, SSL_SCALE = (0.5, 1.0), (0.08, 1.0)  # area of the crop, SLIP's main.py and datasets.py
+CLIP_SCALE, SSL_SCALE = (0.5, 1.0), (0.08, 1.0)  # a crop's share of the area, as in SLIP's main.py and datasets.py
 
-cv2.setNumThreads(0)  # the loader's processes are the threads
+cv2.setNumThreads(0)  # the loader's processes already occupy the cores
 
 
 def draw_crop(rng: np.random.Generator, width: int, height: int, scale) -> tuple[int, int, int, int]:
-    """RandomResizedCrop's box (left, top, width, height), as torchvision draws it: ratio 3/4 to 4/3, ten tries."""
+    """Draw the box (left, top, width, height) of torchvision's RandomResizedCrop: ratio 3/4 to 4/3, ten tries."""
     area = width * height
     for _ in range(10):
         target = area * rng.uniform(*scale)
@@ -41,7 +42,10 @@ def draw_crop(rng: np.random.Generator, width: int, height: int, scale) -> tuple
 
 
 def draw_view(rng: np.random.Generator, width: int, height: int, scale, ssl: bool) -> np.ndarray:
-    """One view's parameters (N_PARAMS,). SLIP's: jitter (.4, .4, .4, .1) at p=.8, gray .2, blur .5, flip .5."""
+    """Draw a view's parameters (N_PARAMS,): a crop, and with `ssl` the rest of SLIP's SimCLR views.
+
+    ColorJitter(.4, .4, .4, .1) at p=.8, grayscale at p=.2, blur of sigma 0.1 to 2 at p=.5, horizontal flip at p=.5.
+    """
     row = np.zeros(N_PARAMS, np.float32)
     row[LEFT : HEIGHT + 1] = draw_crop(rng, width, height, scale)
     row[BRIGHTNESS : SATURATION + 1] = 1
@@ -58,21 +62,21 @@ def draw_view(rng: np.random.Generator, width: int, height: int, scale, ssl: boo
 
 
 def halvings(picture: Picture, size: int) -> Picture:
-    """Add levels of half the size until no crop that fills `size` needs to shrink by two."""
+    """Add levels, each half as large as the last, while both sides are at least twice `size`."""
     levels, scales = list(picture.levels), list(picture.scales)
     while min(levels[-1].shape[:2]) >= 2 * size:
         height, width = (side // 2 for side in levels[-1].shape[:2])
-        even = levels[-1][: 2 * height, : 2 * width]  # the mean of 2 x 2 pixels is then fast
+        even = levels[-1][: 2 * height, : 2 * width]  # OpenCV has a fast way for means of exactly 2 x 2 pixels
         levels.append(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA))
         scales.append((scales[-1][0] / 2, scales[-1][1] / 2))
     return picture._replace(levels=levels, scales=scales)
 
 
 def crop(picture: Picture, row: np.ndarray, size: int, out: np.ndarray) -> None:
-    """Cut a view's box and resize it into `out`, (size, size) or (size, size, 3) uint8.
+    """Cut a view's box out of `picture` and resize it into `out`, (size, size) or (size, size, 3) uint8.
 
-    Bilinear from the smallest level in which no side of the box is below `size`: averaged down first, then sampled,
-    as a texture is from its mipmaps (Williams, SIGGRAPH 1983).
+    It is sampled bilinearly from the smallest level in which both sides of the box have `size` pixels or more, as a
+    texture is from its mipmaps (Williams, SIGGRAPH 1983).
     """
     left, top, width, height = row[LEFT : HEIGHT + 1].tolist()
     for (x, y), level in zip(reversed(picture.scales), reversed(picture.levels), strict=True):  # noqa: B007
@@ -85,8 +89,12 @@ def crop(picture: Picture, row: np.ndarray, size: int, out: np.ndarray) -> None:
 
 
 def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
-    """The view for evaluation, (size, size) or (size, size, 3) uint8, bilinear and antialiased: "squash" to the square;
-    "center", the middle of the shorter side at `size`; "center256", at size * 8/7 as SLIP's linear probe."""
+    """The view for evaluation, (size, size) or (size, size, 3) uint8, resized bilinearly with antialiasing.
+
+    `fit` "squash": the whole image, its sides changed to `size`. "center": the shorter side is brought to `size`, and
+    the middle is cut out. "center256": the same after the shorter side is brought to size * 8/7 (224: 256), as in
+    SLIP's linear probe.
+    """
     short = round(size * 8 / 7) if fit == "center256" else size
     level = next((one for one in reversed(picture.levels) if min(one.shape[:2]) >= short), picture.levels[0])
     image = Image.fromarray(level)
@@ -99,14 +107,14 @@ def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
 
 
 def pack(pictures, n: int, views: int, size: int, fill) -> dict[str, torch.Tensor]:
-    """The views of n pictures, taken one at a time -> `gray` (n1, V, 1, S, S), `colour` (n3, V, 3, S, S), `order` (n,).
+    """V views each of n pictures -> `gray` (n1, V, 1, S, S), `colour` (n3, V, 3, S, S), `order` (n,); n1 + n3 = n.
 
-    `fill(picture, i, v, out)` writes view v of the i-th into `out`, (S, S) or (S, S, 3) uint8. Radiographs are nearly
-    all gray: they travel as one plane. `order` puts torch.cat([gray, colour]) back in order.
+    Radiographs are nearly all gray, and gray pictures are sent to the device as one plane. `order` puts the rows of
+    torch.cat([gray, colour]) back in the order of the pictures. `fill(picture, i, v, out)` is called to write view v of
+    the i-th picture into `out`, (S, S) or (S, S, 3) uint8; `pictures` is iterated over once.
     """
-    arrays = [
-        np.empty((n, views, size, size, *more), np.uint8) for more in ((), (3,))
-    ]  # what is not used costs nothing
+    # Memory that is never written to takes no room.
+    arrays = [np.empty((n, views, size, size, *more), np.uint8) for more in ((), (3,))]
     places = [], []
     for i, picture in enumerate(pictures):
         coloured = picture.levels[0].ndim == 3
@@ -160,7 +168,7 @@ class TrainViews(torch.utils.data.Dataset):
 
 
 class WholeImages(torch.utils.data.Dataset):
-    """Batches for evaluation: one whole or centred view of each picture, and the captions' tokens."""
+    """The batches of an evaluation: indices -> one view of each picture, see `whole`, and the captions' token ids."""
 
     def __init__(self, pictures, tokens, image_size: int, fit: str):
         self.pictures, self.tokens, self.image_size, self.fit = pictures, tokens, image_size, fit

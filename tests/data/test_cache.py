@@ -114,7 +114,7 @@ def test_choices(paths, tmp_path, monkeypatch, caplog):
     assert cache.pictures("auto", *arguments).folder.parent == tmp_path / "medslip_cache"
     assert "pictures from the cache" in caplog.text and "building" not in caplog.text
     assert cache.pictures(str(tmp_path / "mine"), *arguments).folder.parent == tmp_path / "mine"
-    monkeypatch.setattr(cache, "room", lambda folder: 10)
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: 10)
     other = (str(tmp_path), "set", paths[1:].__getitem__, len(paths) - 1, 224)
     assert isinstance(cache.pictures("auto", *other), images.Files)
     assert "would not fit" in caplog.text

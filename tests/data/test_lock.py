@@ -147,7 +147,7 @@ def test_a_killed_run_does_not_stop_its_successor(tmp_path, reaped):
         if reaped:
             os.waitpid(child, 0)
         else:
-            until(lambda: lock.process(child)[0] == "Z")
+            until(lambda: lock.process_state(child)[0] == "Z")
         with lock.Lock(tmp_path, "--output-dir"):
             assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
