@@ -60,7 +60,7 @@ def main(args) -> None:
 
         # What trains it.
         network = distribute(model, device) if distributed.world_size() > 1 else model
-        loss = losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale)
+        loss = losses.create_loss(args)
         verdicts = Verdicts(pairs["train"].ids, run.out, args.on_nonfinite)
         update = Update(network, loss, make_optimizer(model, args), args, verdicts)
         run.begin(update, batches, pairs, {**notes, **overlap.notes()}, serialised)
@@ -193,7 +193,7 @@ def make_tokens(args, tokenizer, pairs):
 
 def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
     """-> the tokenizer, and its serialised form if a run trained it. None, None where there is no text tower."""
-    if args.objective == "simclr":
+    if not options.OBJECTIVES[args.objective].text:
         return None, None
     if args.text_model != "tiny":
         return load_tokenizer(args.text_model), None

@@ -16,7 +16,7 @@ from transformers import logging as transformers_logging
 import checkpoints
 from data import hub
 from distributed import batch_norms
-from options import BIO_CLINICAL_BERT
+from options import BIO_CLINICAL_BERT, OBJECTIVES
 from utils import InputError, queued
 
 EMBED_DIM = 512
@@ -267,17 +267,18 @@ def create_model(
     ssl_emb_dim: int = 256,
     image_size: int = 224,
 ) -> MedSLIP:
-    """Build the towers that `objective` needs ("slip", "clip", "simclr", or None for the image tower alone).
+    """Build what `objective` needs (a name in options.OBJECTIVES, or None for the image tower alone).
 
     `pretrained` is "none", "medclip", "timm" (the published weights of timm and, for text, of Hugging Face), or a
     file or folder in any layout of checkpoints.py. `text_model` defaults to Bio_ClinicalBERT. Raises InputError.
     """
     published = pretrained == "timm"
     image, width = image_encoder(arch, published, image_size)
-    text = None
-    if objective in ("slip", "clip"):
+    text = ssl_dims = None
+    if objective is not None and OBJECTIVES[objective].text:
         text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, published)
-    ssl_dims = (ssl_mlp_dim, ssl_emb_dim) if objective in ("slip", "simclr") else None
+    if objective is not None and OBJECTIVES[objective].views:
+        ssl_dims = ssl_mlp_dim, ssl_emb_dim
     model = MedSLIP(image, width, text, ssl_dims, text_pooling)
     if pretrained not in ("none", "timm"):
         path = checkpoints.download_medclip(arch) if pretrained == "medclip" else pretrained
@@ -288,7 +289,7 @@ def create_model(
 def published_text(text_model: str, objective: str) -> str:
     """What `--pretrained timm` takes for the text tower, in words for the log."""
     vocabulary_only = Path(text_model).suffix == ".txt" or text_model == "tiny"
-    return "" if objective == "simclr" or vocabulary_only else f" and Hugging Face's {text_model}"
+    return "" if vocabulary_only or not OBJECTIVES[objective].text else f" and Hugging Face's {text_model}"
 
 
 def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

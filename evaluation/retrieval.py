@@ -1,4 +1,4 @@
-"""The validation of a training run: image-text retrieval, or for `simclr` its loss."""
+"""The validation of a training run: image-text retrieval, or without texts its loss."""
 
 import itertools
 import json
@@ -19,6 +19,7 @@ from data.batches import EpochBatches, model_inputs, open_loader, rank_batches
 from data.sets import Pairs
 from evaluation import metrics
 from evaluation.audit import Overlap
+from options import OBJECTIVES
 from utils import InputError, logger
 
 
@@ -37,12 +38,12 @@ class Validation:
 def validation_loader(args, pictures, tokens, device):
     """A context manager: batches of this rank's share of the validation set, as many on every rank or one less."""
     world = distributed.world_size()
-    if args.objective == "simclr":
+    if tokens is None:
         batch_size = min(args.batch_size, len(pictures) // world)
         if batch_size < 2:
             raise InputError(f"{len(pictures)} validation pairs are too few for {world} devices")
         batches = EpochBatches(len(pictures), batch_size, 1, distributed.rank(), world, args.seed)
-        dataset = views.TrainViews(pictures, None, "simclr", args.image_size, args.seed)
+        dataset = views.TrainViews(pictures, None, args.objective, args.image_size, args.seed)
         return open_loader(dataset, batches, args.workers, device)
     dataset = views.WholeImages(pictures, tokens, args.image_size, "center")
     batches = rank_batches(len(pictures), args.batch_size, distributed.rank(), world)
@@ -54,10 +55,10 @@ def evaluate(model, validation: Validation, args, stop=None) -> dict | None:
     """Recall at 1, 5 and 10 in percent and median rank; `score` (higher is better), the mean of the six recalls,
     picks the best epoch.
 
-    The recalls are given again on the pairs of articles without training images. `simclr` has no text: its loss on
+    The recalls are given again on the pairs of articles without training images. Without texts: the loss on
     fixed views of the validation images, `score` its negative. None if `stop` (signals.StopRequest) asks to leave.
     """
-    if args.objective == "simclr":
+    if not OBJECTIVES[args.objective].text:
         return validation_loss(model, validation, args, stop)
     embeddings = embed(model, validation, args, stop)
     if embeddings is None:
@@ -77,7 +78,7 @@ def mean_recall(results: dict) -> float:
     return sum(results[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)) / 6
 
 
-def outputs_of(model, validation: Validation, args, objective: str, stop):
+def outputs_of(model, validation: Validation, args, stop):
     """The model's outputs for each batch; None at the end if `stop` asked to leave, on every rank at the same batch."""
     model.eval()
     norm, device = models.mean_std(args.normalize, args.arch), next(model.parameters()).device
@@ -90,7 +91,7 @@ def outputs_of(model, validation: Validation, args, objective: str, stop):
             return
         if batch is None:
             continue
-        inputs = model_inputs(batch, objective, *norm, device)
+        inputs = model_inputs(batch, *norm, device)
         with utils.autocast(device, dtype):
             outputs = model(**inputs)
         yield outputs
@@ -98,9 +99,9 @@ def outputs_of(model, validation: Validation, args, objective: str, stop):
 
 @torch.no_grad()
 def validation_loss(model, validation: Validation, args, stop=None) -> dict | None:
-    loss_function = losses.create_loss("simclr", args.ssl_temp)
+    loss_function = losses.create_loss(args)
     found = []
-    for outputs in outputs_of(model, validation, args, "simclr", stop):
+    for outputs in outputs_of(model, validation, args, stop):
         if outputs is None:
             return None
         found.append(loss_function(outputs)["loss"])
@@ -114,7 +115,7 @@ def validation_loss(model, validation: Validation, args, stop=None) -> dict | No
 def embed(model, validation: Validation, args, stop=None) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The image and caption embeddings (N, 512) of all ranks' pairs, in order, L2-normalised."""
     found = []
-    for outputs in outputs_of(model, validation, args, "clip", stop):
+    for outputs in outputs_of(model, validation, args, stop):
         if outputs is None:
             return None
         found.append((outputs["image_embed"], outputs["text_embed"]))
@@ -133,7 +134,7 @@ def embed(model, validation: Validation, args, stop=None) -> tuple[torch.Tensor,
 
 def evaluate_alone(model, validation: Validation, args, out: Path) -> None:
     """Print the validation's figures; retrieval goes to retrieval.json too, with intervals and examples."""
-    if args.objective == "simclr":
+    if not OBJECTIVES[args.objective].text:
         logger.info(json.dumps(validation_loss(model, validation, args)))
         return
     embeddings = embed(model, validation, args)
