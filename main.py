@@ -114,17 +114,15 @@ def settle_defaults(args) -> None:
 def read_data(args) -> tuple[dict, dict]:
     """-> {"train": roco.Pairs, "validation": the same, or None without that split}, and their counts."""
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
-    if entry["type"] != "roco":
-        raise InputError(f"--dataset {args.dataset}: type '{entry['type']}' has no captions; main.py takes type 'roco'")
-    found = {split: distributed.on_rank0(read_split, args, entry["path"], split) for split in ("train", "validation")}
+    found = {split: distributed.on_rank0(read_split, args, entry, split) for split in ("train", "validation")}
     pairs = {split: some for split, (some, _) in found.items()}
     return pairs, {split: counts for split, (_, counts) in found.items() if counts}
 
 
-def read_split(args, root: str, split: str):
+def read_split(args, entry: dict, split: str):
     """-> the pairs of a split whose images can be read (None without a validation split), and their counts."""
     validation = split == "validation"
-    pairs = datasets.read_pairs(root, split, None if validation else args.metadata, args.subset, optional=validation)
+    pairs = datasets.paired_set(entry, split, None if validation else args.metadata, args.subset, optional=validation)
     if pairs is None:
         return None, {}
     broken = images.unreadable(pairs.paths(), decode=args.skip_broken)
@@ -135,7 +133,7 @@ def read_split(args, root: str, split: str):
     if broken:
         pairs = pairs.without(set(broken))
         if len(pairs) == 0:
-            raise InputError(f"{root}: none of the {len(broken)} {split} images can be read")
+            raise InputError(f"{entry['path']}: none of the {len(broken)} {split} images can be read")
     counts = {**pairs.counts, "pairs": len(pairs), "unreadable": len(broken)}
     logger.info(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return pairs, counts

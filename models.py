@@ -5,7 +5,9 @@ dimensions. MedSLIP adds SLIP's SimCLR head (Mu et al., ECCV 2022; Chen et al., 
 """
 
 import math
+import pkgutil
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -45,20 +47,44 @@ class PooledSwin(SwinModel):
         return super().forward(pixels).pooler_output
 
 
+class Source(NamedTuple):
+    """Where image encoders come from: "module:function" each, imported when they are used."""
+
+    encoder: str  # see `image_encoder` for what it takes and gives
+    mean_std: str | None = None  # an arch -> what its published weights were trained with, see `mean_std`
+
+
+SOURCES = {  # a name of --arch, or all of it up to a colon, with that; docs/EXTENDING.md adds one
+    "medclip_vit": Source("models:swin_encoder"),
+    "": Source("models:timm_encoder", "models:timm_mean_std"),  # every other name
+}
+
+
+def source(arch: str) -> Source:
+    prefix, colon, _ = arch.partition(":")
+    return SOURCES.get(prefix + colon, SOURCES[""])
+
+
 def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) -> tuple[nn.Module, int]:
-    """An encoder (B, 3, H, W) -> (B, width) and its width; `pretrained` takes the weights that timm publishes.
+    """An encoder (B, 3, H, W) -> (B, width) and its width; `pretrained` takes the weights that its source publishes.
 
     Raises InputError for an unknown name, or if weights cannot be had.
     """
-    if arch == "medclip_vit":
-        if pretrained:
-            raise InputError("--pretrained timm has no weights for medclip_vit: use medclip, none or a file")
-        if image_size < 224:
-            raise InputError(
-                f"--image-size {image_size}: medclip_vit's last stage has a window of 7 patches: 224 or more"
-            )
-        config = SwinConfig(image_size=image_size)
-        return PooledSwin(config), config.hidden_size
+    return pkgutil.resolve_name(source(arch).encoder)(arch, pretrained, image_size)
+
+
+def swin_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
+    """MedCLIP's ViT."""
+    if pretrained:
+        raise InputError(f"--pretrained timm has no weights for {arch}: use medclip, none or a file")
+    if image_size < 224:
+        raise InputError(f"--image-size {image_size}: {arch}'s last stage has a window of 7 patches: 224 or more")
+    config = SwinConfig(image_size=image_size)
+    return PooledSwin(config), config.hidden_size
+
+
+def timm_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
+    """Any encoder of timm's, by its name there or one of TIMM_NAMES."""
     name, arguments = TIMM_NAMES.get(arch, (arch, {}))
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:4]
@@ -293,11 +319,16 @@ def published_text(text_model: str, objective: str) -> str:
 
 
 def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Pixel mean and std for "medclip", "imagenet" or "timm" (what timm says of `arch`)."""
+    """Pixel mean and std for "medclip", "imagenet" or "timm" (what the source of `arch` says of it)."""
     if normalize != "timm":
         return MEAN_STD[normalize]
-    if arch == "medclip_vit":
-        raise InputError("--normalize timm: medclip_vit is not a timm encoder")
+    published = source(arch).mean_std
+    if published is None:
+        raise InputError(f"--normalize timm: {arch} is not a timm encoder")
+    return pkgutil.resolve_name(published)(arch)
+
+
+def timm_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     config = timm.get_pretrained_cfg(TIMM_NAMES.get(arch, (arch, {}))[0])
     return config.mean, config.std
 
