@@ -20,7 +20,7 @@ FLIPS = ((), (-1,), (-2,), (-2, -1))  # the axes that are turned: none, left to 
 
 
 @torch.no_grad()
-def extract(model, data, pictures, args, device, dtype, workers: int, folder: Path, stop, flips=False) -> torch.Tensor:
+def extract(model, data, pictures, args, device, dtype, folder: Path, stop, flips=False) -> torch.Tensor:
     """Features (N, D) float32 of the `pictures` of `data`, on the CPU; each rank encodes its share, all get all.
 
     With `flips` (N, 4, D): those of each image in all of `FLIPS`.
@@ -45,7 +45,7 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
     progress = Progress(len(batches), args.print_freq, "features", done)
     new, saved_at = [], time.monotonic()
     every_steps, every_seconds = args.save_every
-    with open_loader(dataset, batches[done:], workers, device) as loader:
+    with open_loader(dataset, batches[done:], args.workers, device) as loader:
         for batch in itertools.islice(itertools.chain(loader, itertools.repeat(None)), most):
             if stop.check():
                 kept.add(new)

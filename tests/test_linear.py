@@ -120,9 +120,9 @@ def test_folds_keep_patients_together():
 
     Data.classes, Data.labels, Data.patients = ("a", "b"), labels, [f"p{i // 2}" for i in range(120)]
     args = options.parse(options.linear_parser(), [])
-    _, grouped = probes.fit_logistic(features, Data, args)
+    _, grouped = probes.Logistic().fit(features, Data, args)
     Data.patients = None
-    _, split = probes.fit_logistic(features, Data, args)
+    _, split = probes.Logistic().fit(features, Data, args)
     assert grouped["cv_log_loss"] > 0.6 > 0.45 > split["cv_log_loss"]
 
 
@@ -147,7 +147,7 @@ def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, capsys)
     """The published recipe at 384 pixels with MedCLIP's Swin: what was kept equals encoding the flipped files anew."""
     model = models.create_model("medclip_vit", None, image_size=384).requires_grad_(False).eval()
     args = options.parse(
-        options.linear_parser(), ["--probe", "medslip", "--amp", "off", "-b", "2", "--image-size", "384"]
+        options.linear_parser(), ["--probe", "medslip", "--amp", "off", "-b", "2", "--image-size", "384", "-j", "0"]
     )
     args.arch, args.normalize, args.features, args.pretrained = "medclip_vit", "imagenet", "projected", "none"
     data = datasets.labelled_set(datasets.find_entry(folders, "imagenet"), "train")
@@ -160,7 +160,7 @@ def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, capsys)
             return False
 
     device = torch.device("cpu")
-    kept = features.extract(model, some, some, args, device, None, 0, tmp_path / "partial", Stay(), flips=True)
+    kept = features.extract(model, some, some, args, device, None, tmp_path / "partial", Stay(), flips=True)
     assert kept.shape == (3, 4, 512)
     mean, std = (torch.tensor(one)[:, None, None] for one in models.MEAN_STD["imagenet"])
     for row, path in enumerate(some.images):
@@ -199,7 +199,7 @@ def test_published_recipe_step_by_step():
 
     Data.classes, Data.labels = ("a", "b", "c"), labels
     args = options.parse(options.linear_parser(), ["--probe", "medslip", "--seed", "4"])
-    predict, _ = probes.fit_medslip(table, Data, args)
+    predict, _ = probes.PublishedRecipe().fit(table, Data, args)
     torch.manual_seed(4)
     first, second = torch.nn.Linear(6, 1024), torch.nn.Linear(1024, 3)
     optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=1e-3)
@@ -231,7 +231,7 @@ def test_knn_by_hand():
 
     Data.classes, Data.labels, Data.patients = ("a", "b"), np.repeat([0, 1], 10), None
     args = options.parse(options.linear_parser(), ["--probe", "knn"])
-    predict, selected = probes.fit_knn(rows.astype(np.float32), Data, args)
+    predict, selected = probes.Neighbours().fit(rows.astype(np.float32), Data, args)
     assert selected["cv_auroc"] == 1 and selected["k"] in probes.NEIGHBOURS
     assert (predict(np.array([[9, 1], [0.1, 1]], np.float32)).argmax(axis=1) == [0, 1]).all()
 
