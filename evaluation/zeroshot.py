@@ -16,7 +16,7 @@ from utils import InputError
 
 
 class ZeroShot(Probe):
-    """Asks for a checkpoint with a text tower, and for no training features."""
+    """Needs a checkpoint with a text tower, and no training features."""
 
     splits = ("test",)
 
@@ -77,9 +77,10 @@ class ZeroShot(Probe):
 
 
 def read_prompts(path: str, dataset: str, classes: list[str]) -> list[list[str]]:
-    """The prompts of each class: those of `sets[dataset]`, else `templates` with the class's name for {}.
+    """The prompts of each class: those of `sets[dataset]` in a JSON file, else its `templates` with the name of the
+    class in place of {}.
 
-    Raises InputError for a file that is no such thing, or a set whose classes differ.
+    Raises InputError for a file without either, or with prompts for other classes.
     """
     try:
         contents = json.loads(utils.read_text(path))
@@ -106,5 +107,5 @@ def is_texts(value) -> bool:
 
 
 def is_text(value) -> bool:
-    """Whether it is a string with something in it; JSON can write halves of characters, which no tokenizer takes."""
+    """Whether it is a string that is not blank and can be tokenised: JSON can write half of a surrogate pair."""
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
