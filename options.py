@@ -17,6 +17,14 @@ SLIP_MODELS = {  # facebookresearch/SLIP's --model names, method_size
     "VITL16": "vit_large_patch16_224",
 }
 BIO_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
+PROBES = {  # --probe: the subclass of evaluation.probes.Probe
+    "logistic": "evaluation.probes:Logistic",
+    "sgd": "evaluation.probes:SGD",
+    "medslip": "evaluation.probes:PublishedRecipe",
+    "knn": "evaluation.probes:Neighbours",
+    "zeroshot": "evaluation.zeroshot:ZeroShot",
+}
+PROBE_FLAGS = {"sgd": ("epochs", "lr", "momentum", "wd"), "zeroshot": ("text_model",)}  # for these probes alone
 
 
 class Objective(NamedTuple):
@@ -271,7 +279,7 @@ def linear_parser() -> Parser:
     )
     group.add_argument(
         "--probe",
-        choices=("logistic", "sgd", "medslip", "knn", "zeroshot"),
+        choices=tuple(PROBES),
         default=None,
         help="medslip: the published rows' recipe; zeroshot: by prompts, untrained (default: logistic, and sgd above "
         "50,000 training rows)",
@@ -352,12 +360,12 @@ def parse(parser, argv=None):
             parser.error(f"--lock-text: --objective {args.objective} builds no text tower")
         if args.context_length < 3:
             parser.error("--context-length: 3 tokens or more")
-    if getattr(args, "probe", None) not in (None, "sgd"):
-        given = [f"--{name}" for name in ("epochs", "lr", "momentum", "wd") if getattr(args, name) is not None]
-        if given:
-            parser.error(f"{', '.join(given)}: for --probe sgd; {args.probe} takes none of them")
-    if hasattr(args, "probe") and args.probe != "zeroshot" and args.text_model is not None:
-        parser.error("--text-model: for --probe zeroshot; the others read no text")
-    if getattr(args, "probe", None) == "zeroshot" and args.features == "pooled":
-        parser.error("--features pooled: zeroshot compares projected features with the prompts'")
+    if hasattr(args, "probe"):
+        chosen = (args.probe,) if args.probe else ("logistic", "sgd")  # the number of training rows will tell
+        taken = {flag for name in chosen for flag in PROBE_FLAGS.get(name, ())}
+        for name, flags in PROBE_FLAGS.items():
+            given = [flag for flag in flags if flag not in taken and getattr(args, flag) is not None]
+            if given:
+                shown = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+                parser.error(f"{shown}: for --probe {name}, not for {' or '.join(chosen)}")
     return args

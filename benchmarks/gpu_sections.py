@@ -318,7 +318,7 @@ def features(section: Section) -> None:
     ]
     cases = datasets.Labelled(paths, np.arange(len(paths)) % 2, ["one", "two"], None, paths, "squash")
     arch = section.choose("medclip_vit", "medclip_vit", "resnet10t")
-    words = ["--arch", arch, "--pretrained", "none", "--features", "pooled", "--batch-size", "16"]
+    words = ["--arch", arch, "--pretrained", "none", "--features", "pooled", "--batch-size", "16", "--workers", "2"]
     args = options.parse(options.linear_parser(), words)
     args.image_size, args.normalize = section.choose(224, 224, 64), models.default_normalize(arch, "none")
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def features(section: Section) -> None:
             for kind, dtype in (("float32", None), ("bf16", torch.bfloat16)):
                 folder = section.folder / "features" / where / kind
                 found[where, kind] = probe.extract(
-                    model.to(device), cases, cases, args, device, dtype, 2, folder, stop, flips=True
+                    model.to(device), cases, cases, args, device, dtype, folder, stop, flips=True
                 )
     for kind, where, bar in (("float32", "device", 1e-4), ("bf16", "CPU", None), ("bf16", "device", 2e-2)):
         error = relative(found[where, kind], found["CPU", "float32"])
