@@ -1,22 +1,34 @@
 """The catalog: the name of a data set -> pairs to train on, or a labelled set to probe. The readers are in data/."""
 
 import json
+import pkgutil
 from pathlib import Path
+from typing import NamedTuple
 
-from data.cbis import cbis_set, cbis_table
-from data.folders import SPECIAL, file_list, image_folder, special_set
+from data.cbis import cbis_table
+from data.folders import SPECIAL
 from data.roco import read_pairs, roco_table
 from data.sets import Labelled, Pairs
 from utils import InputError, read_text
 
-__all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "read_pairs", "roco_table"]
+__all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "paired_set", "read_pairs", "roco_table"]
 
-TYPES = {  # type: (keys an entry must have, keys it may have), beside "type"
-    "roco": (("path",), ()),
-    "cbis": (("path", "abnormality"), ("image",)),
-    "imagefolder": (("path", "train", "test"), ()),
-    "filelist": (("path", "train", "test"), ()),
-    "special": (("path",), ()),
+
+class Type(NamedTuple):
+    """A kind of data set, and the catalog keys of its entries beside "type"."""
+
+    reader: str  # "module:function", imported when it is used; see `paired_set` and `labelled_set` for its arguments
+    gives: type  # Pairs or Labelled
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+TYPES = {  # docs/EXTENDING.md adds one
+    "roco": Type("data.roco:roco_set", Pairs, ("path",)),
+    "cbis": Type("data.cbis:cbis_set", Labelled, ("path", "abnormality"), ("image",)),
+    "imagefolder": Type("data.folders:image_folder", Labelled, ("path", "train", "test")),
+    "filelist": Type("data.folders:file_list", Labelled, ("path", "train", "test")),
+    "special": Type("data.folders:special_set", Labelled, ("path",)),
 }
 
 
@@ -42,9 +54,9 @@ def find_entry(catalog: str, name: str, root: str | None = None) -> dict:
     kind = entry.get("type")
     if kind not in TYPES:
         raise InputError(f"{where}: the type '{some([kind])}' is not one of {', '.join(TYPES)}")
-    required, optional = TYPES[kind]
-    absent = [key for key in required if key not in entry and not (key == "path" and root)]
-    unknown = [key for key in entry if key not in ("type", "path", *required, *optional)]
+    known = TYPES[kind]
+    absent = [key for key in known.required if key not in entry and not (key == "path" and root)]
+    unknown = [key for key in entry if key not in ("type", "path", *known.required, *known.optional)]
     if absent or unknown:
         parts = [f"{word} {some(keys)}" for word, keys in (("lacks", absent), ("does not know", unknown)) if keys]
         raise InputError(f"{where}: type '{kind}' {' and '.join(parts)}")
@@ -59,15 +71,30 @@ def some(names) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
+def paired_set(entry: dict, split: str, metadata=None, subset: str = "all", optional: bool = False) -> Pairs | None:
+    """The "train" or "validation" split of a catalog entry (see `find_entry`) with captions.
+
+    `metadata` and `subset` are main.py's; an `optional` split that is not there gives None. The type's reader takes the
+    same. Raises InputError.
+    """
+    known = TYPES[entry["type"]]
+    if known.gives is not Pairs:
+        fit = " or ".join(f"'{name}'" for name, other in TYPES.items() if other.gives is Pairs)
+        raise InputError(f"--dataset {entry['name']}: type '{entry['type']}' has no captions; main.py takes type {fit}")
+    return pkgutil.resolve_name(known.reader)(entry, split, metadata, subset, optional)
+
+
 def labelled_set(entry: dict, split: str) -> Labelled:
-    """The "train" or "test" split of a catalog entry (see `find_entry`). Raises InputError."""
-    if entry["type"] == "roco":
+    """The "train" or "test" split of a catalog entry (see `find_entry`) with classes. Raises InputError.
+
+    The type's reader takes the same.
+    """
+    known = TYPES[entry["type"]]
+    if known.gives is not Labelled:
         raise InputError(f"--dataset {entry['name']}: has captions and no classes: a probe needs a labelled set")
-    if not Path(entry["path"]).is_dir() and entry["type"] != "special":
+    if not Path(entry["path"]).exists() and entry["type"] != "special":
         raise InputError(f"{entry['path']}: no such folder: correct the path of '{entry['name']}' or give --root")
-    data = {"cbis": cbis_set, "imagefolder": image_folder, "filelist": file_list, "special": special_set}[
-        entry["type"]
-    ](entry, split)
+    data = pkgutil.resolve_name(known.reader)(entry, split)
     if len(data) == 0:
         raise InputError(f"{entry['path']}: no {split} image of '{entry['name']}'")
     return data

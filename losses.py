@@ -5,12 +5,15 @@ through the gather, so that the average that DistributedDataParallel takes is th
 batch, for every term. With a global batch of BLOCK_FROM or more the logits are never held as a whole: see RowBlocks.
 """
 
+import pkgutil
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from distributed import gather, rank
+from options import OBJECTIVES
 from utils import full_precision
 
 BLOCK_FROM = 4096  # columns
@@ -127,7 +130,7 @@ class SLIPLoss(nn.Module):
         return {**clip, **ssl, "loss": clip["loss"] + self.ssl_scale * ssl["loss"]}
 
 
-def create_loss(objective: str, ssl_temp: float = 0.1, ssl_scale: float = 1.0) -> nn.Module:
-    if objective == "slip":
-        return SLIPLoss(ssl_temp, ssl_scale)
-    return CLIPLoss() if objective == "clip" else SimCLRLoss(ssl_temp)
+def create_loss(args) -> nn.Module:
+    """The loss of `args.objective`, made with those of the arguments that options.OBJECTIVES names for it."""
+    objective = OBJECTIVES[args.objective]
+    return pkgutil.resolve_name(objective.loss)(*(getattr(args, name) for name in objective.flags))

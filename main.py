@@ -60,7 +60,7 @@ def main(args) -> None:
 
         # What trains it.
         network = distribute(model, device) if distributed.world_size() > 1 else model
-        loss = losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale)
+        loss = losses.create_loss(args)
         verdicts = Verdicts(pairs["train"].ids, run.out, args.on_nonfinite)
         update = Update(network, loss, make_optimizer(model, args), args, verdicts)
         run.begin(update, batches, pairs, {**notes, **overlap.notes()}, serialised)
@@ -114,17 +114,15 @@ def settle_defaults(args) -> None:
 def read_data(args) -> tuple[dict, dict]:
     """-> {"train": roco.Pairs, "validation": the same, or None without that split}, and their counts."""
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
-    if entry["type"] != "roco":
-        raise InputError(f"--dataset {args.dataset}: type '{entry['type']}' has no captions; main.py takes type 'roco'")
-    found = {split: distributed.on_rank0(read_split, args, entry["path"], split) for split in ("train", "validation")}
+    found = {split: distributed.on_rank0(read_split, args, entry, split) for split in ("train", "validation")}
     pairs = {split: some for split, (some, _) in found.items()}
     return pairs, {split: counts for split, (_, counts) in found.items() if counts}
 
 
-def read_split(args, root: str, split: str):
+def read_split(args, entry: dict, split: str):
     """-> the pairs of a split whose images can be read (None without a validation split), and their counts."""
     validation = split == "validation"
-    pairs = datasets.read_pairs(root, split, None if validation else args.metadata, args.subset, optional=validation)
+    pairs = datasets.paired_set(entry, split, None if validation else args.metadata, args.subset, optional=validation)
     if pairs is None:
         return None, {}
     broken = images.unreadable(pairs.paths(), decode=args.skip_broken)
@@ -135,7 +133,7 @@ def read_split(args, root: str, split: str):
     if broken:
         pairs = pairs.without(set(broken))
         if len(pairs) == 0:
-            raise InputError(f"{root}: none of the {len(broken)} {split} images can be read")
+            raise InputError(f"{entry['path']}: none of the {len(broken)} {split} images can be read")
     counts = {**pairs.counts, "pairs": len(pairs), "unreadable": len(broken)}
     logger.info(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return pairs, counts
@@ -193,7 +191,7 @@ def make_tokens(args, tokenizer, pairs):
 
 def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
     """-> the tokenizer, and its serialised form if a run trained it. None, None where there is no text tower."""
-    if args.objective == "simclr":
+    if not options.OBJECTIVES[args.objective].text:
         return None, None
     if args.text_model != "tiny":
         return load_tokenizer(args.text_model), None

@@ -13,13 +13,10 @@ if __name__ == "__main__":  # before the heavy imports, so that --help and a wro
     ARGS = options.parse(options.linear_parser())
 
 import dataclasses
-import hashlib
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 import checkpoints
@@ -28,17 +25,9 @@ import distributed
 import models
 import utils
 from data import cache, images, lock
-from data.batches import default_workers
-from evaluation import audit, features, metrics, probes, zeroshot
+from evaluation import audit, features, probes, results
 from training import signals
 from utils import InputError, logger
-
-LOGISTIC_ROWS = 50_000  # above it the cross-validated grid takes hours
-FITS = {
-    "logistic": probes.fit_logistic, "sgd": probes.fit_sgd, "medslip": probes.fit_medslip, "knn": probes.fit_knn,
-}  # fmt: skip
-HARDEST = 12  # test cases named in results.json
-COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Malignant)", "Recall (Malignant)")
 
 
 def main(args) -> None:
@@ -46,90 +35,52 @@ def main(args) -> None:
     contents, path = read_pretrained(args)
     out = Path(args.output_dir or f"runs/probe_{args.dataset}_{args.arch}").expanduser().absolute()
     with lock.output_folder(out) as held:
-        run(args, device, contents, path, out, held)
+        # The data.
+        entry = datasets.find_entry(args.catalog, args.dataset, args.root)
+        data = read_data(args, entry)
+        probe = probes.choose(args, len(data["train"]))
+        leaks = distributed.on_rank0(audit.probe_audit, entry, data["train"], data["test"], args.allow_leakage)
+        audit.show(leaks)
 
+        # The encoder, and its features. All processes extract them; the first alone goes on.
+        torch.manual_seed(args.seed)
+        model = make_encoder(args, probe, contents, path, data["test"].classes, device)
+        partial = out / "partial_features"
+        found = extract_features(args, probe, model, entry, data, device, partial)
+        if distributed.rank() != 0:
+            return
 
-def run(args, device, contents: dict | None, path: str | None, out: Path, held) -> None:
-    """The probe of the weights in `contents`, while `held` (lock.Lock) keeps others out of the folder."""
-    world = distributed.world_size()
-    entry = datasets.find_entry(args.catalog, args.dataset, args.root)
-    splits = {split: distributed.on_rank0(load_split, args, entry, split) for split in ("train", "test")}
-    train, test = splits["train"], splits["test"]
-    if train.classes != test.classes:
-        raise InputError(f"{entry['path']}: the classes of train and test differ: {train.classes} and {test.classes}")
-    probe = args.probe or ("logistic" if len(train) <= LOGISTIC_ROWS else "sgd")
-    if args.probe is None and probe == "sgd":
-        logger.warning(f"{len(train):,} training rows: the probe is sgd; --probe logistic is exact but takes hours")
-    args.probe = probe
-    if probe == "medslip":  # squashed whatever the set
-        train, test = (dataclasses.replace(data, fit="squash") for data in (train, test))
-    leaks = distributed.on_rank0(audit.probe_audit, entry, train, test, args.allow_leakage)
-    audit.show(leaks)
-    prompts = zeroshot.read_prompts(args.prompts, args.dataset, test.classes) if probe == "zeroshot" else None
+        # The probe, fitted to the training split and asked about the test split.
+        rows = {split: some.numpy() for split, some in found.items()}
+        predict, selected = probe.fit(rows.get("train"), data["train"], args)
+        probabilities = predict(rows["test"])
 
-    torch.manual_seed(args.seed)
-    if probe == "zeroshot":
-        model, tokenizer, loaded, context_length = zeroshot.make_model(args, contents, path)
-    else:
-        model = models.create_model(
-            args.arch, None, "timm" if args.pretrained == "timm" else "none", image_size=args.image_size
-        )
-        loaded = set()
-        if contents is not None:
-            loaded = checkpoints.load_weights(model, contents, path, args.arch)
-        else:
-            logger.info(f"weights: {'random' if args.pretrained == 'none' else 'published by timm'}")
-    if args.features is None:  # a random projection would only lose what the encoder knows
-        args.features = "projected" if "image_projection" in loaded else "pooled"
-        logger.info(f"features: {args.features}")
-    elif args.features == "projected" and "image_projection" not in loaded:
-        logger.warning("--features projected: these weights have no projection; a random one is used")
-    model.requires_grad_(False).eval().to(device)
-    if args.compile:
-        model.image_encoder.compile()
-
-    dtype = utils.amp_dtype(args.amp, device)
-    workers = default_workers(world) if args.workers is None else args.workers
-    partial = out / "partial_features"
-    with signals.StopRequest() as stop:
-        found = {
-            split: features.extract(
-                model, data, pictures(args, entry, split, data), args, device, dtype, workers, partial / split, stop,
-                flips=probe == "medslip" and split == "train",
-            )
-            for split, data in (("train", train), ("test", test))
-            if not (probe == "zeroshot" and split == "train")
-        }  # fmt: skip
-    if distributed.rank() != 0:
-        return
-    if probe == "zeroshot":
-        predict, selected = zeroshot.fit(model, tokenizer, prompts, context_length, device, dtype)
-    else:
-        predict, selected = FITS[probe](found["train"].numpy(), train, args)
-    held.check()
-    report(args, out, train, test, found, predict(found["test"].numpy()), selected, leaks, device)
-    shutil.rmtree(partial, ignore_errors=True)
+        # What it says of them.
+        summary = results.summarise(args, data, probabilities, selected, leaks, device)
+        held.check()
+        results.write_results(out, summary, data, found, probabilities)
+        results.print_results(summary)
+        logger.info(f"results, predictions and plots: {out}")
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_pretrained(args) -> tuple[dict | None, str | None]:
-    """Settle --arch, --pretrained and --normalize, from the checkpoint where it says -> its contents and path."""
-    contents = path = None
+    """Read --pretrained, and settle --arch, --image-size and --normalize -> the checkpoint's contents and its path.
+
+    A flag that was given counts first, then the probe's recipe, then what the checkpoint was trained with.
+    """
+    contents, path, saved = None, None, {}
     if args.pretrained not in (None, "none", "timm", "medclip"):
         path = args.pretrained
         contents = checkpoints.read(path)
         saved = checkpoints.own_arguments(contents) or {}
-        args.arch = args.arch or saved.get("arch")
-        if args.probe != "medslip":
-            args.normalize = args.normalize or saved.get("normalize")
-            args.image_size = args.image_size or saved.get("image_size")
-    args.arch = args.arch or "medclip_vit"
-    if args.probe == "medslip":
-        recipe = {"image_size": 384, "normalize": "imagenet"}
-        for name, value in recipe.items():
-            if getattr(args, name) not in (None, value):
-                logger.warning(f"--{name.replace('_', '-')} {getattr(args, name)}: the published recipe has {value}")
-            setattr(args, name, getattr(args, name) or value)
-    args.image_size = args.image_size or 224
+    recipe = probes.named(args.probe).recipe if args.probe else {}
+    for name, value in recipe.items():
+        if getattr(args, name) not in (None, value):
+            logger.warning(f"--{name.replace('_', '-')} {getattr(args, name)}: the published recipe has {value}")
+    for name in ("arch", "image_size", "normalize"):
+        setattr(args, name, getattr(args, name) or recipe.get(name, saved.get(name)))
+    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
     args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
     args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
     if args.pretrained == "medclip":
@@ -138,8 +89,17 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
     return contents, path
 
 
-def load_split(args, entry: dict, split: str) -> datasets.Labelled:
-    """A split whose images can all be read, or with --skip-broken what is left of it."""
+def read_data(args, entry: dict) -> dict[str, datasets.Labelled]:
+    """The splits "train" and "test" of a catalog entry. Raises InputError if their classes differ."""
+    data = {split: distributed.on_rank0(read_split, args, entry, split) for split in ("train", "test")}
+    train, test = (one.classes for one in data.values())
+    if train != test:
+        raise InputError(f"{entry['path']}: the classes of train and test differ: {train} and {test}")
+    return data
+
+
+def read_split(args, entry: dict, split: str) -> datasets.Labelled:
+    """A split, all of whose images can be read: --skip-broken leaves the others out, without it they are an error."""
     data = datasets.labelled_set(entry, split)
     broken = images.unreadable((image for image in data.images if isinstance(image, str)), decode=args.skip_broken)
     if broken and not args.skip_broken:
@@ -156,8 +116,34 @@ def load_split(args, entry: dict, split: str) -> datasets.Labelled:
     return data
 
 
-def pictures(args, entry: dict, split: str, data):
-    """The pictures of a split, from a cache if --cache asks for one."""
+def make_encoder(args, probe, contents: dict | None, path: str | None, classes: list[str], device):
+    """The model that the probe asks for, frozen, on the device; --features is settled by what its weights have."""
+    model, loaded = probe.make_model(args, contents, path, classes)
+    if args.features is None:  # a random projection would only lose what the encoder knows
+        args.features = "projected" if "image_projection" in loaded else "pooled"
+        logger.info(f"features: {args.features}")
+    elif args.features == "projected" and "image_projection" not in loaded:
+        logger.warning("--features projected: these weights have no projection; a random one is used")
+    model.requires_grad_(False).eval().to(device)
+    if args.compile:
+        model.image_encoder.compile()
+    return model
+
+
+def extract_features(args, probe, model, entry: dict, data: dict, device, folder: Path) -> dict[str, torch.Tensor]:
+    """The features of each split that the probe asks for; an extraction that was interrupted goes on in `folder`."""
+    dtype, found = utils.amp_dtype(args.amp, device), {}
+    with signals.StopRequest() as stop:
+        for split in probe.splits:
+            some = dataclasses.replace(data[split], fit="squash") if probe.squash else data[split]
+            pictures = make_pictures(args, entry, split, some)
+            flips = probe.flips and split == "train"
+            found[split] = features.extract(model, some, pictures, args, device, dtype, folder / split, stop, flips)
+    return found
+
+
+def make_pictures(args, entry: dict, split: str, data: datasets.Labelled):
+    """Decoded pictures of a split, from a cache if --cache asks for one."""
     if args.cache == "none":
         return data
     if not isinstance(data.images[0], str):
@@ -165,102 +151,6 @@ def pictures(args, entry: dict, split: str, data):
         return data
     path = data.images.__getitem__
     return cache.pictures(args.cache, entry["path"], f"{args.dataset}-{split}", path, len(data), args.image_size)
-
-
-def report(args, out, train, test, found, probabilities, selected, leaks, device) -> None:
-    """Write results.json, predictions.csv, features.pt and the plots; print the Markdown row."""
-    from tools.plots import plot_confusion, plot_roc
-
-    assert np.isfinite(probabilities).all()
-    scores = metrics.classification_report(test.labels, probabilities, test.classes)
-    name = (
-        args.name
-        or f"{args.arch} ({Path(args.pretrained).name if os.path.exists(args.pretrained) else args.pretrained})"
-    ) + (f" ({selected['label']})" if "label" in selected else "")
-    results = {
-        "dataset": args.dataset,
-        "encoder": {"arch": args.arch, "pretrained": args.pretrained, "features": args.features, "name": name},
-        "n_train": len(train),
-        "n_test": len(test),
-        "classes": test.classes,
-        **scores,
-        "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
-        "selected": selected,
-        "audit": leaks,
-        "data": {split: fingerprint(data) for split, data in (("train", train), ("test", test))},
-        "hardest": hardest(test, probabilities),
-        "run": utils.provenance(vars(args), device, distributed.world_size()),
-    }
-    table = pd.DataFrame(
-        {
-            "id": test.ids,
-            "patient": test.patients or "",
-            "label": [test.classes[k] for k in test.labels],
-            "predicted": [test.classes[k] for k in probabilities.argmax(axis=1)],
-            **{f"p_{one}": probabilities[:, k] for k, one in enumerate(test.classes)},
-        }
-    )
-    utils.write_text(out / "predictions.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.17g"))
-    saved = {
-        split: {
-            "features": found[split], "labels": torch.from_numpy(data.labels), "ids": data.ids,
-            "patients": data.patients or [],
-        }
-        for split, data in (("train", train), ("test", test)) if split in found
-    }  # fmt: skip
-    utils.save_tensors({**saved, "classes": test.classes}, out / "features.pt")
-    title = f"{args.dataset}: {name}"
-    plot_roc(out / "roc.png", test.labels, probabilities, test.classes, title)
-    plot_confusion(out / "confusion.png", test.labels, probabilities.argmax(axis=1), test.classes, title)
-    utils.write_json(out / "results.json", results)
-    print_row(name, scores, results["ci95"])
-    logger.info(f"results, predictions and plots: {out}")
-
-
-def fingerprint(data) -> dict:
-    """The number of cases, and a SHA-256 over their ids and labels."""
-    rows = "".join(f"{one}\t{data.classes[label]}\n" for one, label in zip(data.ids, data.labels, strict=True))
-    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest()}
-
-
-def hardest(test, probabilities: np.ndarray) -> list[dict]:
-    """The test cases whose own class was given the least probability, worst first."""
-    own = probabilities[np.arange(len(test)), test.labels]
-    return [
-        {
-            "id": test.ids[i],
-            "patient": test.patients[i] if test.patients else "",
-            "label": test.classes[test.labels[i]],
-            "predicted": test.classes[probabilities[i].argmax()],
-            "p_label": float(own[i]),
-            "path": test.images[i] if isinstance(test.images[i], str) else "",
-        }
-        for i in np.argsort(own, kind="stable")[:HARDEST]
-    ]
-
-
-def print_row(name: str, scores: dict, intervals: dict) -> None:
-    """The published table's columns, in percent; a set without the class MALIGNANT has N/A in its two."""
-
-    def percent(value):
-        return "N/A" if value is None else f"{100 * value:.2f}"
-
-    macro, malignant = scores["macro"], scores["per_class"].get("MALIGNANT", {"precision": None, "recall": None})
-    values = [macro[key] for key in ("auroc", "f1", "precision", "recall")]
-    values += [malignant["precision"], malignant["recall"]]
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("| --- |" + " ---: |" * len(values))
-    print(f"| {name} | " + " | ".join(percent(value) for value in values) + " |", flush=True)
-
-    def with_interval(name, value):
-        low, high = intervals.get(name) or (None, None)
-        return f"{percent(value)} ({percent(low)} to {percent(high)})"
-
-    every = metrics.flat(scores)
-    shown = ["auroc", "average_precision", "f1", "precision", "recall", "ece", "brier"]
-    shown += [name for name in every if name.startswith("MALIGNANT.")]
-    logger.info("with 95% intervals over the test split's patients: "
-                + "; ".join(f"{name} {with_interval(name, every[name])}" for name in shown))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ dimensions. MedSLIP adds SLIP's SimCLR head (Mu et al., ECCV 2022; Chen et al., 
 """
 
 import math
+import pkgutil
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -16,7 +18,7 @@ from transformers import logging as transformers_logging
 import checkpoints
 from data import hub
 from distributed import batch_norms
-from options import BIO_CLINICAL_BERT
+from options import BIO_CLINICAL_BERT, OBJECTIVES
 from utils import InputError, queued
 
 EMBED_DIM = 512
@@ -45,20 +47,44 @@ class PooledSwin(SwinModel):
         return super().forward(pixels).pooler_output
 
 
+class Source(NamedTuple):
+    """Where image encoders come from: "module:function" each, imported when they are used."""
+
+    encoder: str  # see `image_encoder` for what it takes and gives
+    mean_std: str | None = None  # an arch -> what its published weights were trained with, see `mean_std`
+
+
+SOURCES = {  # a name of --arch, or all of it up to a colon, with that; docs/EXTENDING.md adds one
+    "medclip_vit": Source("models:swin_encoder"),
+    "": Source("models:timm_encoder", "models:timm_mean_std"),  # every other name
+}
+
+
+def source(arch: str) -> Source:
+    prefix, colon, _ = arch.partition(":")
+    return SOURCES.get(prefix + colon, SOURCES[""])
+
+
 def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) -> tuple[nn.Module, int]:
-    """An encoder (B, 3, H, W) -> (B, width) and its width; `pretrained` takes the weights that timm publishes.
+    """An encoder (B, 3, H, W) -> (B, width) and its width; `pretrained` takes the weights that its source publishes.
 
     Raises InputError for an unknown name, or if weights cannot be had.
     """
-    if arch == "medclip_vit":
-        if pretrained:
-            raise InputError("--pretrained timm has no weights for medclip_vit: use medclip, none or a file")
-        if image_size < 224:
-            raise InputError(
-                f"--image-size {image_size}: medclip_vit's last stage has a window of 7 patches: 224 or more"
-            )
-        config = SwinConfig(image_size=image_size)
-        return PooledSwin(config), config.hidden_size
+    return pkgutil.resolve_name(source(arch).encoder)(arch, pretrained, image_size)
+
+
+def swin_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
+    """MedCLIP's ViT."""
+    if pretrained:
+        raise InputError(f"--pretrained timm has no weights for {arch}: use medclip, none or a file")
+    if image_size < 224:
+        raise InputError(f"--image-size {image_size}: {arch}'s last stage has a window of 7 patches: 224 or more")
+    config = SwinConfig(image_size=image_size)
+    return PooledSwin(config), config.hidden_size
+
+
+def timm_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
+    """Any encoder of timm's, by its name there or one of TIMM_NAMES."""
     name, arguments = TIMM_NAMES.get(arch, (arch, {}))
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:4]
@@ -272,17 +298,18 @@ def create_model(
     ssl_emb_dim: int = 256,
     image_size: int = 224,
 ) -> MedSLIP:
-    """Build the towers that `objective` needs ("slip", "clip", "simclr", or None for the image tower alone).
+    """Build what `objective` needs (a name in options.OBJECTIVES, or None for the image tower alone).
 
     `pretrained` is "none", "medclip", "timm" (the published weights of timm and, for text, of Hugging Face), or a
     file or folder in any layout of checkpoints.py. `text_model` defaults to Bio_ClinicalBERT. Raises InputError.
     """
     published = pretrained == "timm"
     image, width = image_encoder(arch, published, image_size)
-    text = None
-    if objective in ("slip", "clip"):
+    text = ssl_dims = None
+    if objective is not None and OBJECTIVES[objective].text:
         text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, published)
-    ssl_dims = (ssl_mlp_dim, ssl_emb_dim) if objective in ("slip", "simclr") else None
+    if objective is not None and OBJECTIVES[objective].views:
+        ssl_dims = ssl_mlp_dim, ssl_emb_dim
     model = MedSLIP(image, width, text, ssl_dims, text_pooling)
     if pretrained not in ("none", "timm"):
         path = checkpoints.download_medclip(arch) if pretrained == "medclip" else pretrained
@@ -293,18 +320,23 @@ def create_model(
 def published_text(text_model: str, objective: str) -> str:
     """What `--pretrained timm` takes for the text tower, in words for the log."""
     vocabulary_only = Path(text_model).suffix == ".txt" or text_model == "tiny"
-    return "" if objective == "simclr" or vocabulary_only else f" and Hugging Face's {text_model}"
+    return "" if vocabulary_only or not OBJECTIVES[objective].text else f" and Hugging Face's {text_model}"
 
 
 def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels for --normalize: of "timm" those that timm has for `arch`.
+    """Mean and standard deviation of the pixels for --normalize: of "timm" those that the source of `arch` publishes.
 
-    Raises InputError where timm does not know the encoder.
+    Raises InputError where it publishes none.
     """
     if normalize != "timm":
         return MEAN_STD[normalize]
-    if arch == "medclip_vit":
-        raise InputError("--normalize timm: medclip_vit is not a timm encoder")
+    published = source(arch).mean_std
+    if published is None:
+        raise InputError(f"--normalize timm: {arch} is not a timm encoder")
+    return pkgutil.resolve_name(published)(arch)
+
+
+def timm_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     config = timm.get_pretrained_cfg(TIMM_NAMES.get(arch, (arch, {}))[0])
     return config.mean, config.std
 

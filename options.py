@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 # OpenMP and tokenizers read these when they are loaded. Threads that spin while they wait take the cores from the
 # loader's workers: on two busy cores a step was measured to take 50 times longer.
@@ -16,6 +17,30 @@ SLIP_MODELS = {  # facebookresearch/SLIP's --model names, method_size
     "VITL16": "vit_large_patch16_224",
 }
 BIO_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
+PROBES = {  # --probe: the subclass of evaluation.probes.Probe
+    "logistic": "evaluation.probes:Logistic",
+    "sgd": "evaluation.probes:SGD",
+    "medslip": "evaluation.probes:PublishedRecipe",
+    "knn": "evaluation.probes:Neighbours",
+    "zeroshot": "evaluation.zeroshot:ZeroShot",
+}
+PROBE_FLAGS = {"sgd": ("epochs", "lr", "momentum", "wd"), "zeroshot": ("text_model",)}  # for these probes alone
+
+
+class Objective(NamedTuple):
+    """What main.py trains with, and what that needs."""
+
+    loss: str  # "module:class", imported when it is used
+    text: bool  # captions, each with a view of its image: a text tower
+    views: bool  # two views of each image for SimCLR, and their head
+    flags: tuple[str, ...] = ()  # the arguments that the loss is made with, in its order
+
+
+OBJECTIVES = {  # docs/EXTENDING.md adds one
+    "slip": Objective("losses:SLIPLoss", text=True, views=True, flags=("ssl_temp", "ssl_scale")),
+    "clip": Objective("losses:CLIPLoss", text=True, views=False),
+    "simclr": Objective("losses:SimCLRLoss", text=False, views=True, flags=("ssl_temp",)),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -137,7 +162,7 @@ def train_parser() -> Parser:
     add_model(parser)
     add = parser.add_argument_group("objective and towers").add_argument
     add("--model", metavar="SLIP_VITB16", help="SLIP's name for --objective and --arch in one")
-    add("--objective", choices=("slip", "clip", "simclr"), help="default: slip")
+    add("--objective", choices=tuple(OBJECTIVES), help="default: slip")
     add(
         "--text-model",
         default=BIO_CLINICAL_BERT,
@@ -199,7 +224,7 @@ def linear_parser() -> Parser:
     add("--features", choices=("projected", "pooled"), help=features)
     add(
         "--probe",
-        choices=("logistic", "sgd", "medslip", "knn", "zeroshot"),
+        choices=tuple(PROBES),
         help="medslip: the published rows' recipe; zeroshot: by prompts, untrained (default: logistic, and sgd above "
         "50,000 training rows)",
     )
@@ -244,9 +269,9 @@ def parse(parser, argv=None):
     """Parse, fill in what depends on other arguments, and refuse what cannot work together."""
     args = parser.parse_args(argv)
     if getattr(args, "model", None):
-        method, _, size = args.model.upper().partition("_")
-        if size not in SLIP_MODELS or method not in ("SLIP", "CLIP", "SIMCLR"):
-            names = ", ".join(f"SLIP_{size}, CLIP_{size}, SIMCLR_{size}" for size in SLIP_MODELS)
+        method, _, size = args.model.upper().rpartition("_")
+        if size not in SLIP_MODELS or method.lower() not in OBJECTIVES:
+            names = ", ".join(f"{name.upper()}_{size}" for size in SLIP_MODELS for name in OBJECTIVES)
             parser.error(f"--model {args.model}: not one of {names}")
         if args.arch or args.objective:
             parser.error("--model says what --arch and --objective say: give one or the other")
@@ -259,21 +284,22 @@ def parse(parser, argv=None):
         args.betas = tuple(args.betas)
         if max(args.betas) >= 1:
             parser.error("--betas: both must be less than 1")
-        if args.objective != "clip" and args.ssl_temp == 0:
+        objective = OBJECTIVES[args.objective]
+        if objective.views and args.ssl_temp == 0:
             parser.error("--ssl-temp 0: the temperature must be more than 0")
         cached = args.update_freq > 1 and args.grad_cache is not False
-        if args.objective != "clip" and args.batch_size < 2 and not cached:
+        if objective.views and args.batch_size < 2 and not cached:
             parser.error("--batch-size 1: the SimCLR loss and its batch norm need 2 or more")
-        if args.objective == "simclr" and args.lock_text:
-            parser.error("--lock-text: --objective simclr builds no text tower")
+        if args.lock_text and not objective.text:
+            parser.error(f"--lock-text: --objective {args.objective} builds no text tower")
         if args.context_length < 3:
             parser.error("--context-length: 3 tokens or more")
-    if getattr(args, "probe", None) not in (None, "sgd"):
-        given = [f"--{name}" for name in ("epochs", "lr", "momentum", "wd") if getattr(args, name) is not None]
-        if given:
-            parser.error(f"{', '.join(given)}: for --probe sgd; {args.probe} takes none of them")
-    if hasattr(args, "probe") and args.probe != "zeroshot" and args.text_model is not None:
-        parser.error("--text-model: for --probe zeroshot; the others read no text")
-    if getattr(args, "probe", None) == "zeroshot" and args.features == "pooled":
-        parser.error("--features pooled: zeroshot compares projected features with the prompts'")
+    if hasattr(args, "probe"):
+        chosen = (args.probe,) if args.probe else ("logistic", "sgd")  # the number of training rows will tell
+        taken = {flag for name in chosen for flag in PROBE_FLAGS.get(name, ())}
+        for name, flags in PROBE_FLAGS.items():
+            given = [flag for flag in flags if flag not in taken and getattr(args, flag) is not None]
+            if given:
+                shown = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+                parser.error(f"{shown}: for --probe {name}, not for {' or '.join(chosen)}")
     return args

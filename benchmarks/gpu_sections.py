@@ -121,7 +121,7 @@ class Training:
         self.tokens = training_script.make_tokens(args, self.tokenizer, self.pairs)
         self.files = images.Files(self.pairs.path, len(self.pairs))
         self.model = training_script.make_model(args, None, None, self.tokenizer, self.device).train()
-        loss = losses.create_loss(args.objective, args.ssl_temp, args.ssl_scale)
+        loss = losses.create_loss(args)
         optimizer = training_script.make_optimizer(self.model, args)
         verdicts = Verdicts(self.pairs.ids, Path(args.root), args.on_nonfinite)
         self.update = Update(wrap(self.model), loss, optimizer, args, verdicts)
@@ -253,7 +253,7 @@ def encoders(section: Section) -> None:
         training = Training(section, *more, device=CPU)
         model, (batch,) = without_dropout(training.model), training.batches(1)
         model.ssl_head.eval()
-        inputs = model_inputs(batch, "slip", *training.norm, CPU)
+        inputs = model_inputs(batch, *training.norm, CPU)
         double = {name: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
         torch.manual_seed(1)
         rows = training.args.batch_size
@@ -281,7 +281,7 @@ def losses_(section: Section) -> None:
 
     def found(device, dtype):
         inputs = {name: x.to(device, dtype, copy=True).requires_grad_() for name, x in given.items()}
-        parts = losses.create_loss("slip")({**inputs, "logit_scale": torch.tensor(14.0, device=device, dtype=dtype)})
+        parts = losses.SLIPLoss()({**inputs, "logit_scale": torch.tensor(14.0, device=device, dtype=dtype)})
         parts["loss"].backward()
         return {name: x.grad for name, x in inputs.items()}, parts["loss"]
 
@@ -318,7 +318,7 @@ def features(section: Section) -> None:
     ]
     cases = datasets.Labelled(paths, np.arange(len(paths)) % 2, ["one", "two"], None, paths, "squash")
     arch = section.choose("medclip_vit", "medclip_vit", "resnet10t")
-    words = ["--arch", arch, "--pretrained", "none", "--features", "pooled", "--batch-size", "16"]
+    words = ["--arch", arch, "--pretrained", "none", "--features", "pooled", "--batch-size", "16", "--workers", "2"]
     args = options.parse(options.linear_parser(), words)
     args.image_size, args.normalize = section.choose(224, 224, 64), models.default_normalize(arch, "none")
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def features(section: Section) -> None:
             for kind, dtype in (("float32", None), ("bf16", torch.bfloat16)):
                 folder = section.folder / "features" / where / kind
                 found[where, kind] = probe.extract(
-                    model.to(device), cases, cases, args, device, dtype, 2, folder, stop, flips=True
+                    model.to(device), cases, cases, args, device, dtype, folder, stop, flips=True
                 )
     for kind, where, bar in (("float32", "device", 1e-4), ("bf16", "CPU", None), ("bf16", "device", 2e-2)):
         error = relative(found[where, kind], found["CPU", "float32"])
@@ -384,7 +384,7 @@ def group(section: Section) -> None:
     def loss_and_gradients():
         torch.manual_seed(0)
         given = {name: torch.randn(32, 64, device=section.device, requires_grad=True) for name in EMBEDDINGS}
-        loss = losses.create_loss("slip")({**given, "logit_scale": torch.tensor(14.0, device=section.device)})["loss"]
+        loss = losses.SLIPLoss()({**given, "logit_scale": torch.tensor(14.0, device=section.device)})["loss"]
         loss.backward()
         return {"loss": loss, **{name: x.grad for name, x in given.items()}}
 
@@ -696,7 +696,7 @@ def compile_(section: Section) -> None:
         with torch.no_grad():
             total = sum(len(one["order"]) for one in validation)
             split = retrieval.Validation(range(total), validation, None)
-            list(retrieval.outputs_of(fast.model, split, fast.args, "clip", None))
+            list(retrieval.outputs_of(fast.model, split, fast.args, None))
         fast.model.train()
         section.wait()
 

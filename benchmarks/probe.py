@@ -112,7 +112,7 @@ def main() -> None:
             single.append(time.perf_counter() - started)
         started = time.perf_counter()
         data = SimpleNamespace(labels=labels, patients=patients, classes=["a", "b", "c"])
-        probes.fit_logistic(rows[: args.train], data, SimpleNamespace(dataset="made up", seed=0))
+        probes.Logistic().fit(rows[: args.train], data, SimpleNamespace(dataset="made up", seed=0))
         grid.append(time.perf_counter() - started)
     whole = [100 * total * one for one in theirs]
     say(f"{args.arch}, {dtype}, {args.train} + {args.test} images, {args.repeats} repeats in turn")

@@ -99,11 +99,14 @@ def default_workers(world: int) -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // local))
 
 
-def model_inputs(batch: dict, objective: str, mean, std, device) -> dict:
-    """A batch of data/views.py -> the arguments of MedSLIP.encode, on the device."""
+def model_inputs(batch: dict, mean, std, device) -> dict:
+    """A batch of data/views.py -> the arguments of MedSLIP.encode, on the device.
+
+    Where there are captions, the first view belongs to them.
+    """
     made = make_views(batch, mean, std, device)
     inputs = {}
-    if objective != "simclr":
+    if "input_ids" in batch:
         inputs["image"] = made.pop(0)
         for name in ("input_ids", "attention_mask"):
             inputs[name] = [chunk.to(device, non_blocking=True) for chunk in batch[name]]

@@ -99,6 +99,11 @@ def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", o
     return Pairs(str(root), ids, files, captions, missing, counts)
 
 
+def roco_set(entry: dict, split: str, metadata=None, subset: str = "all", optional: bool = False) -> Pairs | None:
+    """A split of a catalog entry; see `read_pairs`."""
+    return read_pairs(entry["path"], split, metadata, subset, optional)
+
+
 def find_files(ids: Strings, images: dict[str, str]) -> Choices:
     """The image file of each id, `which` being -1 where there is none."""
     number = {file: i for i, file in enumerate(dict.fromkeys(images.values()))}

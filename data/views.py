@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from data.images import Picture
+from options import OBJECTIVES
 
 # Columns of a view's parameters: the crop in pixels of the image file, then what augment.py applies. An operation that
 # is left out has its neutral value. Four columns from ORDER on hold the order of the four operations of ColorJitter.
@@ -134,9 +135,8 @@ class TrainViews(torch.utils.data.Dataset):
 
     def __init__(self, pictures, tokens, objective: str, image_size: int, seed: int):
         self.pictures, self.tokens, self.image_size, self.seed = pictures, tokens, image_size, seed
-        self.scales = {"clip": (CLIP_SCALE,), "simclr": (SSL_SCALE,) * 2}.get(
-            objective, (CLIP_SCALE, *(SSL_SCALE,) * 2)
-        )
+        needs = OBJECTIVES[objective]
+        self.scales = (CLIP_SCALE,) * needs.text + (SSL_SCALE,) * 2 * needs.views
 
     def draw(self, epoch: int, i: int) -> tuple[Picture, np.ndarray]:
         """-> the picture and its views' parameters (V, N_PARAMS); the CLIP view first, then SimCLR's two."""

@@ -1,7 +1,7 @@
 """What is asked of an encoder.
 
-Of a frozen one: `features` are extracted once, `probes` are fitted to them, or `zeroshot` compares them with
-`prompts.json`; of a model that trains, `retrieval` between images and captions. `metrics` has the figures and their
-intervals, `audit` what the splits share that would make a figure look better than it is. Plots and pages are drawn in
-`tools/`.
+Of a frozen one: `audit` tells what the splits share that would make a figure look better than it is; `features` are
+extracted once; `probes` are fitted to those of the training split, or `zeroshot` compares those of the test split with
+the prompts in `prompts.json`; `metrics` has the figures and their intervals, and `results` writes them down. Of a model
+that trains: `retrieval` finds captions by image and images by caption. Plots and pages are drawn in `tools/`.
 """

@@ -1,4 +1,4 @@
-"""Leaks that make a figure look better than it is: patients or images on both sides of a split, shared articles."""
+"""What makes a figure look better than it is: patients, images or articles that training and test splits share."""
 
 import itertools
 import os
@@ -13,15 +13,16 @@ import numpy as np
 from data import cbis, images, roco
 from utils import InputError, logger
 
-HASH_ROWS = 20_000  # above it the pairs are too many to compare
-NEAR = 6  # bits of 64 in which the hashes of near-duplicates differ at most
-NAMED = 20  # pairs that are named
+HASH_ROWS = 20_000  # images above which their pairs are too many to compare
+NEAR = 6  # the bits of 64, at most, in which the hashes of near-duplicates differ
+NAMED = 20  # of the closest pairs, which results.json names
 
 
 def probe_audit(entry: dict, train, test, allow_leakage: bool) -> dict:
-    """What the splits of a labelled set share; raises InputError for shared patients without `allow_leakage`.
+    """What the splits `train` and `test` (datasets.Labelled) of a catalog entry share.
 
-    train, test: datasets.Labelled. Patients and images are compared by name, images also by a perceptual hash.
+    Patients and images are compared by name, images also by a perceptual hash. Raises InputError if the splits share
+    patients, unless `allow_leakage`.
     """
     found = {"patients_in_both": shared_patients(entry, train, test, allow_leakage)}
     if entry["type"] == "cbis":
@@ -35,7 +36,7 @@ def probe_audit(entry: dict, train, test, allow_leakage: bool) -> dict:
 
 
 def shared_patients(entry: dict, train, test, allow_leakage: bool) -> int | None:
-    """How many patients of the test split are also trained on; None where no patients are known."""
+    """The number of patients in both splits; None where no patients are known."""
     if not train.patients or not test.patients:
         return None
     both = sorted(set(train.patients) & set(test.patients))
@@ -50,7 +51,7 @@ def shared_patients(entry: dict, train, test, allow_leakage: bool) -> int | None
 
 
 def across_tasks(entry: dict) -> dict[str, int] | None:
-    """CBIS-DDSM's patients that one task trains on and the other tests; None if the other task's CSVs are not there."""
+    """How many of CBIS-DDSM's patients one task trains on and the other tests; None if a CSV cannot be read."""
     try:
         patients = {
             (task, split): cbis.patients(entry["path"], task, split)
@@ -68,7 +69,7 @@ def across_tasks(entry: dict) -> dict[str, int] | None:
 
 
 def image_names(entry: dict, data) -> set[str]:
-    """The images that the cases are of: for CBIS-DDSM the mammogram, whichever of its abnormalities is cropped."""
+    """The images that the cases are of; for CBIS-DDSM the mammograms, of which several cases may be crops."""
     if entry["type"] == "cbis":
         return {mammogram(one) for one in data.ids}
     return set(data.images) if isinstance(data.images[0], str) else set()
@@ -80,9 +81,9 @@ def mammogram(case_id: str) -> str:
 
 
 def several_cases(entry: dict, data) -> dict[str, int]:
-    """Images with more than one case (a mammogram's several abnormalities), and the cases in them.
+    """The number of images with more than one case (a mammogram with several abnormalities), and of those cases.
 
-    The probe's folds are by patient, and so keep them together; its intervals resample patients, for the same reason.
+    Such cases are alike. The probe's folds and its intervals are by patient, and so keep them together.
     """
     if not isinstance(data.images[0], str):
         return {"images": 0, "cases": 0}
@@ -97,8 +98,8 @@ def several_cases(entry: dict, data) -> dict[str, int]:
 def near_duplicates(train, test) -> dict | None:
     """Pairs of images whose perceptual hashes differ in at most 6 of 64 bits, between the splits and within each.
 
-    Counted, and the closest between the splits named: a small distance asks for a look, and proves nothing.
-    None for sets that are too large or have no files.
+    All are counted, and the closest between the splits are named: two images with a small distance should be looked
+    at, but need not be the same. None for sets that are too large or have no files.
     """
     if len(train) + len(test) > HASH_ROWS or not isinstance(train.images[0], str):
         return None
@@ -130,8 +131,11 @@ def file_hash(path: str) -> int:
 
 
 def perceptual_hash(gray: np.ndarray) -> int:
-    """64 bits: which of the 8 x 8 lowest frequencies but the mean, in a cosine transform of 32 x 32 pixels, exceed
-    their median (pHash; Zauner 2010). gray (h, w) uint8."""
+    """The hash pHash (Zauner 2010) of an image (h, w) uint8: 64 bits.
+
+    Each says whether one of the 8 x 8 lowest frequencies, in a cosine transform of 32 x 32 pixels, exceeds their
+    median. The mean of the pixels is left out: it counts as 0.
+    """
     small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].ravel()
     low[0] = 0
@@ -169,7 +173,11 @@ def show(found: dict) -> None:
 
 @dataclass
 class Overlap:
-    """The validation pairs' articles, which pairs (N,) bool share none with training (None if unknown), the counts."""
+    """Which articles the validation split shares with training.
+
+    `articles` are those of its pairs; `disjoint` (N,) bool says which pairs' articles have no training image, None if
+    no article is known.
+    """
 
     articles: list[str | None]
     disjoint: np.ndarray | None
@@ -181,7 +189,7 @@ class Overlap:
 
 
 def article_overlap(train, validation) -> Overlap:
-    """Of two splits' roco.Pairs; `validation` may be None. The counts are logged."""
+    """The overlap of two splits of pairs (datasets.Pairs), logged; `validation` may be None."""
     if validation is None:
         return Overlap([], None, {})
     articles = roco.articles(validation.root, validation.ids)
@@ -193,9 +201,9 @@ def article_overlap(train, validation) -> Overlap:
 def shared_articles(
     validation_articles: list[str | None], training_articles: set[str | None]
 ) -> tuple[np.ndarray, dict]:
-    """Which validation pairs are of articles without a training image -> (N,) bool, and the counts.
+    """-> (N,) bool, which validation pairs are of articles without a training image; and the counts.
 
-    A pair whose article is unknown counts as shared.
+    A pair whose article is unknown is taken to share it.
     """
     known = {one for one in validation_articles if one}
     shared = known & training_articles

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, extracted once; an extraction that was interrupted goes on where it was."""
+"""Features of a frozen encoder, extracted once; an extraction that was interrupted goes on from what it had saved."""
 
 import itertools
 import time
@@ -16,18 +16,19 @@ from data.batches import open_loader, rank_batches
 from training.progress import Progress
 from utils import InputError, Interrupted, logger
 
-FLIPS = ((), (-1,), (-2,), (-2, -1))  # the axes that are turned: none, left to right, upside down, both
+FLIPS = ((), (-1,), (-2,), (-2, -1))  # the axes that are reversed: none, left to right, upside down, both
 
 
 @torch.no_grad()
-def extract(model, data, pictures, args, device, dtype, workers: int, folder: Path, stop, flips=False) -> torch.Tensor:
-    """Features (N, D) float32 of the `pictures` of `data`, on the CPU; each rank encodes its share, all get all.
+def extract(model, data, pictures, args, device, dtype, folder: Path, stop, flips=False) -> torch.Tensor:
+    """The features (N, D) float32 of the N `pictures` of `data` (datasets.Labelled), on the CPU.
 
-    With `flips` (N, 4, D): those of each image in all of `FLIPS`.
+    With `flips` they are (N, 4, D): each image's in all of `FLIPS`. Each rank encodes its share, and every rank
+    returns the features of all.
 
-    What is done is kept in `folder` at intervals (--save-every), and when `stop` (signals.StopRequest) asks to
-    leave; the same encoder on the same images then begins with it. Raises Interrupted, or InputError if features are
-    not finite.
+    Finished features are saved in `folder` at intervals (--save-every), and when `stop` (signals.StopRequest) asks to
+    leave; the next extraction by the same encoder of the same images begins with them. Raises Interrupted when asked
+    to leave, and InputError if features are not finite.
     """
     batches = rank_batches(len(data), args.batch_size, distributed.rank(), distributed.world_size())
     projected = args.features == "projected"
@@ -39,17 +40,17 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
     done = -(-len(kept.rows) // args.batch_size)
     if done:
         logger.info(f"going on with {done} of {len(batches)} batches of features in {folder}")
-    most = max(distributed.all_objects(len(batches) - done))  # every rank asks `stop` as often
+    most = max(distributed.all_objects(len(batches) - done))  # every rank must ask `stop` the same number of times
     dataset = views.WholeImages(pictures, None, args.image_size, data.fit)
     norm = models.mean_std(args.normalize, args.arch)
     progress = Progress(len(batches), args.print_freq, "features", done)
     new, saved_at = [], time.monotonic()
     every_steps, every_seconds = args.save_every
-    with open_loader(dataset, batches[done:], workers, device) as loader:
+    with open_loader(dataset, batches[done:], args.workers, device) as loader:
         for batch in itertools.islice(itertools.chain(loader, itertools.repeat(None)), most):
             if stop.check():
                 kept.add(new)
-                distributed.all_objects(None)  # a launcher ends all ranks when one has left
+                distributed.all_objects(None)  # wait for all: a launcher ends the others when one rank has left
                 raise Interrupted(stop.signals)
             if batch is None:
                 continue
@@ -68,7 +69,7 @@ def extract(model, data, pictures, args, device, dtype, workers: int, folder: Pa
 
 
 def encode(model, batch, norm, device, dtype, projected: bool, flips: bool) -> torch.Tensor:
-    """A batch of views.WholeImages -> its features (n, D) float32 on the device; with `flips` (n, 4, D)."""
+    """A batch of views.WholeImages -> its features on the device, float32: (n, D), or with `flips` (n, 4, D)."""
     (pixels,) = augment.make_views(batch, *norm, device)
     with utils.autocast(device, dtype):
         encoded = [model.encode_image(pixels.flip(axes), projected).float() for axes in FLIPS[: 4 if flips else 1]]
@@ -76,7 +77,7 @@ def encode(model, batch, norm, device, dtype, projected: bool, flips: bool) -> t
 
 
 def identity(model, data, args, dtype, flips: bool) -> str:
-    """What the features depend on: the weights, the images' names, and how they are shown to the encoder."""
+    """All that the features depend on: the weights, the images' names, and how they are shown to the encoder."""
     weights = 0
     for tensor in model.state_dict().values():
         weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), weights)
@@ -96,7 +97,7 @@ def identity(model, data, args, dtype, flips: bool) -> str:
 
 
 class Shards:
-    """Rows, each of `shape`, that were extracted before, in numbered files; `rows` are those that go with `key`."""
+    """Numbered files of features, each row of `shape`; `rows` are those found in `folder` that belong to `key`."""
 
     def __init__(self, folder: Path, key: str, shape: tuple[int, ...] = ()):
         self.folder, self.key, self.shape, self.count, self.written = folder, key, shape, 0, 0
@@ -108,13 +109,13 @@ class Shards:
                 logger.warning(str(error))
                 break
             if not self.follows(contents):
-                break  # of another run, or of an earlier one that this one's files have partly replaced
+                break  # left by another encoder, or by an earlier extraction whose first files were replaced
             found.append(contents["rows"])
             self.count, self.written = self.count + 1, self.written + len(found[-1])
         self.rows = torch.cat(found) if found else torch.zeros(0)
 
     def follows(self, contents: dict) -> bool:
-        """Whether a file's contents are the rows that come after those that were found."""
+        """Whether a file's contents are the rows that come next after those found so far."""
         key, start, rows = (contents.get(name) for name in ("key", "start", "rows"))
         if not (isinstance(key, str) and isinstance(start, int) and isinstance(rows, torch.Tensor)):
             return False
@@ -126,7 +127,7 @@ class Shards:
         return self.folder / f"{self.count:05d}.pt"
 
     def add(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Write more rows -> those that a disk refused, for the next try."""
+        """Write more rows -> those that could not be written, for the next try; [] if all were."""
         if not rows:
             return []
         new = torch.cat(rows).cpu()

@@ -13,10 +13,11 @@ MOST_SCORES = 5_000_000  # above it no intervals: hours, for a tenth of a percen
 def classification_report(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict:
     """`macro` and `per_class` of results.json. labels (N,) index `classes`; probabilities (N, K), rows sum to 1.
 
-    One class stands against the rest in AUROC, average precision and the sensitivities; macro is the plain mean. What
-    a class that no test case has leaves undefined is None. The prediction is the most probable class; precision
-    counts as 0 for a class that is never predicted. `ece` is the expected calibration error of the most probable class
-    over 15 equal bins (Guo et al., ICML 2017), `brier` the sum over classes of squared errors (Brier 1950), 0 to 2.
+    AUROC, average precision and the sensitivities are of one class against the rest; a macro metric is the plain mean
+    over classes. They are None where no test case is of a class. The prediction is the most probable class; the
+    precision of a class that is never predicted is 0. `ece` is the expected calibration error of the most probable
+    class over 15 equal bins (Guo et al., ICML 2017); `brier` is the sum over classes of squared errors (Brier 1950),
+    from 0 to 2.
     """
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))
@@ -49,15 +50,15 @@ def classification_report(labels: np.ndarray, probabilities: np.ndarray, classes
     return {"macro": macro, "per_class": per_class}
 
 
-def flat(report: dict) -> dict[str, float | None]:
-    """A report's macro metrics, and those of each class as `CLASS.metric`: the names of the intervals."""
+def flat(scores: dict) -> dict[str, float | None]:
+    """What `classification_report` gave in one dict: a macro metric by its name, a class's as `CLASS.metric`."""
     each = {
         f"{name}.{metric}": value
-        for name, values in report["per_class"].items()
+        for name, values in scores["per_class"].items()
         for metric, value in values.items()
         if metric != "n"
     }
-    return {**report["macro"], **each}
+    return {**scores["macro"], **each}
 
 
 # The bootstrap
@@ -66,8 +67,8 @@ def flat(report: dict) -> dict[str, float | None]:
 def bootstrap_intervals(labels, probabilities, classes, patients=None, resamples: int = RESAMPLES, seed: int = 0):
     """95% percentile intervals of all metrics, {name of `flat`: [low, high]}, over resampled patients.
 
-    A resample that misses a class leaves that class's metrics undefined and is left out of them; a metric that no
-    resample defines, and all of them above five million scores, have None.
+    A class's metrics are undefined in a resample without a case of it, which then does not count for their intervals.
+    The interval of a metric that no resample defines is None; above five million probabilities all of them are.
     """
     if probabilities.size > MOST_SCORES:
         names = flat(classification_report(labels[:1], probabilities[:1], classes))
@@ -83,9 +84,11 @@ def interval(values: np.ndarray) -> list[float] | None:
 
 
 def bootstrap(labels, tables: list[np.ndarray], classes, patients, resamples: int, seed: int) -> list[dict]:
-    """Every metric in every resample, {name: (resamples,)} for each table of probabilities (N, K), all on the same
-    resamples: patients are drawn with replacement with all their cases (the cluster bootstrap; Efron & Tibshirani
-    1993, chapter 8), or cases where `patients` is None."""
+    """Every metric in every resample, {name: (resamples,)} for each table of probabilities (N, K).
+
+    All tables have the same resamples. Patients are drawn with replacement, each with all their cases (the cluster
+    bootstrap; Efron & Tibshirani 1993, chapter 8); where `patients` is None, cases are.
+    """
     n = len(labels)
     group = np.arange(n) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
     rng = np.random.default_rng(seed)
@@ -99,7 +102,7 @@ def bootstrap(labels, tables: list[np.ndarray], classes, patients, resamples: in
 
 
 def draw_weights(rng: np.random.Generator, group: np.ndarray, count: int) -> np.ndarray:
-    """How often each case is in each of `count` resamples of its groups: (count, N) whole numbers as float64."""
+    """How often each case is in each of `count` resamples of the groups (N,): (count, N) whole numbers as float64."""
     groups = int(group.max()) + 1
     draws = rng.integers(groups, size=(count, groups)) + groups * np.arange(count)[:, None]
     return np.bincount(draws.ravel(), minlength=count * groups).reshape(count, groups)[:, group].astype(np.float64)
@@ -108,7 +111,7 @@ def draw_weights(rng: np.random.Generator, group: np.ndarray, count: int) -> np.
 def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of `classification_report` for each row of case weights (R, N) -> {name of `flat`: (R,)}.
 
-    A resample is a weight for each case, so all of them together are matrix products and cumulative sums.
+    A resample is a weight for each case, so that all resamples are computed by matrix products and cumulative sums.
     """
     k = len(classes)
     predicted = probabilities.argmax(axis=1)
@@ -129,9 +132,9 @@ def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict
 
 
 def weighted_curves(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """What the ROC and precision-recall curves give: positive (N,) bool, scores (N,), weights (R, N) -> (R,) each.
+    """The metrics of the ROC and precision-recall curves: positive (N,) bool, scores (N,), weights (R, N) -> (R,) each.
 
-    nan where a row has no positive or no negative. Cases of one score are one threshold.
+    nan where a row has no positive or no negative case. Cases with equal scores share a threshold.
     """
     order = np.argsort(-scores, kind="stable")
     scores, positive, weights = scores[order], positive[order], weights[:, order]
@@ -141,13 +144,13 @@ def weighted_curves(positive: np.ndarray, scores: np.ndarray, weights: np.ndarra
     positives, negatives = true[:, -1], false[:, -1]
     new_true, new_false = np.diff(true, axis=1, prepend=0), np.diff(false, axis=1, prepend=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # A negative is beaten by the positives above it, and by half of those that it ties with.
+        # The positives that score above a negative count in full, those that tie with it count half.
         auroc = (new_false * (true - new_true / 2)).sum(axis=1) / (positives * negatives)
         precision = true / np.maximum(true + false, 1)
         found = {"auroc": auroc, "average_precision": (new_true * precision).sum(axis=1) / positives}
         undefined = ~((positives > 0) & (negatives > 0))
         for percent in SPECIFICITIES:
-            allowed = 100 * false <= (100 - percent) * negatives[:, None]  # whole numbers: exact
+            allowed = 100 * false <= (100 - percent) * negatives[:, None]  # in whole numbers, so without rounding
             value = np.where(allowed, true, 0).max(axis=1) / positives
             found[f"sensitivity_at_{percent}_specificity"] = value
     return {name: np.where(undefined, np.nan, value) for name, value in found.items()}
@@ -163,15 +166,15 @@ def weighted_ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndar
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """(N,) the sum over classes of squared errors of each case's probabilities."""
+    """The sum over classes of the squared errors of each case's probabilities: (N,)."""
     return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
 
 
 def paired_difference(labels, ours, theirs, classes, patients=None, resamples: int = RESAMPLES, seed: int = 0) -> dict:
     """Each metric of table `ours` minus that of `theirs`, on the same cases -> {name: {difference, ci95, p}}.
 
-    Both are scored on the same resampled patients. `p` is two-sided: twice the share of resamples on the rarer side of
-    0, the data counted as one of them (Davison & Hinkley 1997, section 4.2), 1 at most.
+    Both are scored on the same resampled patients. `p` is two-sided and 1 at most: twice the share of resamples whose
+    difference is on the rarer side of 0, the data counted as one more (Davison & Hinkley 1997, section 4.2).
     """
     points = [flat(classification_report(labels, table, classes)) for table in (ours, theirs)]
     first, second = bootstrap(labels, [ours, theirs], classes, patients, resamples, seed)
@@ -194,9 +197,10 @@ def paired_difference(labels, ours, theirs, classes, patients=None, resamples: i
 
 
 def retrieval_ranks(image_embed: torch.Tensor, text_embed: torch.Tensor, block: int = 1024) -> dict[str, torch.Tensor]:
-    """The place of each query's own pair, 0 the best: {"i2t": (N,), "t2i": (N,)} for N pairs (N, D), L2-normalised.
+    """The rank of each query's own pair, from 0: {"i2t": (N,), "t2i": (N,)} for N pairs (N, D), L2-normalised.
 
-    A tie is counted at the middle of the tied places, so that a model with one embedding for all is not perfect.
+    A pair that ties with others has the middle of their ranks: a model that gives all the same embedding is no better
+    than chance.
     """
     ranks = {}
     for name, queries, gallery in (("i2t", image_embed, text_embed), ("t2i", text_embed, image_embed)):
@@ -211,7 +215,7 @@ def retrieval_ranks(image_embed: torch.Tensor, text_embed: torch.Tensor, block: 
 
 
 def recalls(ranks: dict[str, torch.Tensor], ks=(1, 5, 10)) -> dict[str, float]:
-    """Recall at k in percent, and the median rank (1 the best), in both directions."""
+    """Recall at k in percent, and the median rank counted from 1, in both directions."""
     result = {}
     for name, places in ranks.items():
         result |= {f"{name}_r{k}": 100 * (places < k).float().mean().item() for k in ks}
@@ -225,9 +229,9 @@ def retrieval(image_embed: torch.Tensor, text_embed: torch.Tensor, ks=(1, 5, 10)
 
 
 def recall_intervals(ranks: dict[str, torch.Tensor], groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
-    """95% intervals of `recalls`, {name: [low, high]}: the queries of each group (N,) are drawn together.
+    """95% intervals of `recalls`, {name: [low, high]}, over resampled queries.
 
-    The gallery stays as it is.
+    The queries of a group (N,) are drawn together; every resample searches the same, whole gallery.
     """
     groups = np.unique(groups, return_inverse=True)[1]
     rng = np.random.default_rng(seed)
@@ -248,21 +252,21 @@ def recall_intervals(ranks: dict[str, torch.Tensor], groups: np.ndarray, resampl
 
 
 def gallery_recalls(image_embed: torch.Tensor, text_embed: torch.Tensor, size: int = 1000, seed: int = 0) -> dict:
-    """The mean of `retrieval` over as many disjoint random galleries of `size` pairs as there are; {} if none."""
+    """The mean of `retrieval` over as many disjoint random galleries of `size` pairs as fit; {} if not one does."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(image_embed))).to(image_embed.device)
     galleries = [retrieval(image_embed[part], text_embed[part]) for part in order.split(size) if len(part) == size]
     return {f"g{size}_{name}": float(np.mean([one[name] for one in galleries])) for name in (galleries or [{}])[0]}
 
 
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean squared distance of positive pairs (N, D), L2-normalised: 0 to 4, less is closer (Wang & Isola 2020)."""
+    """The mean squared distance of pairs (N, D), L2-normalised: 0 to 4, the lower the closer (Wang & Isola 2020)."""
     return (first - second).square().sum(dim=1).mean().item()
 
 
 def uniformity(x: torch.Tensor, block: int = 1024) -> float:
-    """Log of the mean Gaussian potential exp(-2 d^2) over the pairs of (N, D) rows, L2-normalised: less is more even.
+    """The log of the mean of exp(-2 d^2) over the distances d between rows (N, D), L2-normalised.
 
-    Wang & Isola (ICML 2020), t = 2; nan for fewer than two rows.
+    The lower, the more evenly they are spread (Wang & Isola, ICML 2020, with t = 2); nan for fewer than two rows.
     """
     total, n = 0.0, len(x)
     for start in range(0, n, block):

@@ -1,12 +1,10 @@
-"""The probes: what is fitted on features of a frozen encoder, and chosen on the training split alone.
-
-Each `fit_*` takes features (N, D) float32, the datasets.Labelled that they are of and the arguments, and returns a
-function from unseen features to probabilities (M, K), and a dict of what was selected.
-"""
+"""The probes: what is fitted on features of a frozen encoder, and chosen on the training split alone."""
 
 import math
 import os
+import pkgutil
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,18 +17,62 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import checkpoints
+import models
+from options import PROBES
 from utils import InputError, logger
 
 GRID = np.logspace(-5, 3, 13)  # C, the inverse of the L2 penalty
+LOGISTIC_ROWS = 50_000  # training rows above which that grid takes hours
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100, 200)
-SMALL = 300_000  # numbers, below which one process has fitted the grid before others have started
-FLIP_CHANCE = 0.3  # of each of the two flips in the published recipe
+SMALL = 300_000  # numbers: with fewer, one process has fitted the grid before others would have started
+FLIP_CHANCE = 0.3  # the published recipe's, of each of the two flips
+
+
+class Probe:
+    """A probe, and what it is to be given. A new one is a subclass with its own `fit`, and a line in options.PROBES."""
+
+    recipe: ClassVar[dict] = {}  # its `image_size` and `normalize`, where they are not to be the checkpoint's
+    squash = False  # whether images are squashed to the square, however their data set is shown
+    flips = False  # whether its training features are (N, 4, D): each image in all of features.FLIPS
+    splits = ("train", "test")  # those whose features it needs; without "train", `fit` is given None for them
+
+    def make_model(self, args, contents: dict | None, path: str | None, classes: list[str]):
+        """-> models.MedSLIP with the weights of a checkpoint, and the names of the parts that it has weights for.
+
+        `contents` and `path` are the checkpoint's; without one (--pretrained timm, none) both are None.
+        """
+        published = "timm" if args.pretrained == "timm" else "none"
+        model = models.create_model(args.arch, None, published, image_size=args.image_size)
+        if contents is None:
+            logger.info(f"weights: {'random' if published == 'none' else 'published by timm'}")
+            return model, set()
+        return model, checkpoints.load_weights(model, contents, path, args.arch)
+
+    def fit(self, rows: np.ndarray, data, args):
+        """From the training split (datasets.Labelled) and its features (N, D) float32 -> a function from the features
+        of unseen images (M, D) to probabilities (M, K), and a dict of what was selected."""
+        raise NotImplementedError
+
+
+def named(name: str) -> Probe:
+    """The probe of a name in options.PROBES."""
+    return pkgutil.resolve_name(PROBES[name])()
+
+
+def choose(args, rows: int) -> Probe:
+    """The probe of --probe; without it, by the number of training rows, the logistic one or SLIP's SGD."""
+    if args.probe is None:
+        args.probe = "logistic" if rows <= LOGISTIC_ROWS else "sgd"
+        if args.probe == "sgd":
+            logger.warning(f"{rows:,} training rows: the probe is sgd; --probe logistic is exact but takes hours")
+    return named(args.probe)
 
 
 def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
-    """At most five folds (rows to train on, rows held out), stratified by class, a patient's images together.
+    """Five folds or fewer, each (rows to train on, rows held out): stratified by class, a patient's images in one fold.
 
-    Raises InputError if there are none that hold every class.
+    Raises InputError if no two folds can both hold every class.
     """
     counts = np.bincount(data.labels)
     folds = int(min(5, counts[counts > 0].min()))
@@ -41,7 +83,7 @@ def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
         raise InputError(f"--dataset {args.dataset}: a class has fewer than two training images or patients: no folds")
     make = StratifiedGroupKFold if data.patients else StratifiedKFold
     everything = set(data.labels)
-    while folds >= 2:  # grouped folds may miss a class: fewer then
+    while folds >= 2:  # folds of whole patients may miss a class: then there are fewer
         splitter = make(folds, shuffle=True, random_state=args.seed)
         cv = list(splitter.split(np.zeros(len(data.labels)), data.labels, data.patients))
         if all(set(data.labels[part]) == everything for pair in cv for part in pair):
@@ -51,7 +93,7 @@ def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def all_classes(model, classes):
-    """A fitted model of scikit-learn's -> features to probabilities, 0 for a class that it has not seen."""
+    """The function from features to probabilities of a fitted scikit-learn model: 0 for a class it was not given."""
 
     def predict(unseen):
         probabilities = np.zeros((len(unseen), len(classes)))
@@ -62,7 +104,7 @@ def all_classes(model, classes):
 
 
 def fit_plain(rows: np.ndarray, data, penalty: float):
-    """The logistic probe with a given C."""
+    """The logistic probe with a given C -> the function from features to probabilities."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -70,108 +112,122 @@ def fit_plain(rows: np.ndarray, data, penalty: float):
     return all_classes(model, data.classes)
 
 
-def fit_logistic(rows: np.ndarray, data, args):
-    """Logistic regression on standardised features; C by the log loss of `make_folds`."""
-    cv = make_folds(data, args)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    search = GridSearchCV(
-        model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
-        n_jobs=len(os.sched_getaffinity(0)) if rows.size > SMALL else 1, error_score="raise",
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+class Logistic(Probe):
+    """Logistic regression on standardised features; C has the least log loss over `make_folds`."""
+
+    def fit(self, rows: np.ndarray, data, args):
+        cv = make_folds(data, args)
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        search = GridSearchCV(
+            model, {"logisticregression__C": GRID}, scoring="neg_log_loss", cv=cv,
+            n_jobs=len(os.sched_getaffinity(0)) if rows.size > SMALL else 1, error_score="raise",
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            search.fit(rows.astype(np.float64), data.labels)
+        chosen = float(search.best_params_["logisticregression__C"])
+        if chosen in (GRID[0], GRID[-1]):
+            logger.warning(f"the chosen C, {chosen:g}, is at an end of the grid: one beyond it may do better")
+        selected = {"C": chosen, "folds": len(cv), "cv_log_loss": -float(search.best_score_)}
+        return all_classes(search, data.classes), selected
+
+
+class Neighbours(Probe):
+    """The k nearest training images by cosine similarity, each with a vote of weight exp(similarity / 0.07) (Wu et al.,
+    CVPR 2018; facebookresearch/dinov2, eval/knn.py); k has the highest macro AUROC over `make_folds`."""
+
+    def fit(self, rows: np.ndarray, data, args):
+        cv = make_folds(data, args)
+        fewest = min(len(train) for train, _ in cv)
+
+        def votes(distances):
+            return np.exp(-distances / 0.07)  # cosine distance is 1 - similarity: the factor exp(1 / 0.07) cancels
+
+        def macro_auroc(model, unseen, labels):
+            probabilities = model.predict_proba(unseen)
+            each = [roc_auc_score(labels == k, probabilities[:, i]) for i, k in enumerate(model.classes_)]
+            return float(np.mean(each))
+
+        search = GridSearchCV(
+            KNeighborsClassifier(metric="cosine", algorithm="brute", weights=votes),
+            {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv, error_score="raise",
+        )  # fmt: skip
         search.fit(rows.astype(np.float64), data.labels)
-    chosen = float(search.best_params_["logisticregression__C"])
-    if chosen in (GRID[0], GRID[-1]):
-        logger.warning(f"C {chosen:g} is at the end of the grid")
-    selected = {"probe": "logistic", "C": chosen, "folds": len(cv), "cv_log_loss": -float(search.best_score_)}
-    return all_classes(search, data.classes), selected
+        chosen = int(search.best_params_["n_neighbors"])
+        selected = {"k": chosen, "folds": len(cv), "cv_auroc": float(search.best_score_)}
+        return all_classes(search, data.classes), selected
 
 
-def fit_knn(rows: np.ndarray, data, args):
-    """The k nearest training images by cosine, their votes weighted by exp(similarity / 0.07) (Wu et al., CVPR 2018;
-    facebookresearch/dinov2, eval/knn.py); k by the macro AUROC of `make_folds`."""
-    cv = make_folds(data, args)
-    fewest = min(len(train) for train, _ in cv)
+class SGD(Probe):
+    """SLIP's linear classifier, on features that were extracted once: SGD with momentum, its learning rate on a cosine
+    over the epochs, and the last epoch's weights.
 
-    def votes(distances):
-        return np.exp(-distances / 0.07)  # cosine distance is 1 - similarity: the factor exp(1 / 0.07) cancels
-
-    def macro_auroc(model, unseen, labels):
-        probabilities = model.predict_proba(unseen)
-        each = [roc_auc_score(labels == k, probabilities[:, i]) for i, k in enumerate(model.classes_)]
-        return float(np.mean(each))
-
-    search = GridSearchCV(
-        KNeighborsClassifier(metric="cosine", algorithm="brute", weights=votes),
-        {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv, error_score="raise",
-    )  # fmt: skip
-    search.fit(rows.astype(np.float64), data.labels)
-    chosen = int(search.best_params_["n_neighbors"])
-    selected = {"probe": "knn", "k": chosen, "folds": len(cv), "cv_auroc": float(search.best_score_)}
-    return all_classes(search, data.classes), selected
-
-
-def fit_sgd(table: np.ndarray, data, args):
-    """SLIP's main_linear.py on the cached features: SGD with momentum, a cosine per epoch, no choice by test data.
-
-    The learning rate is --lr times batch size / 256, whatever the number of devices.
+    The learning rate begins at --lr times batch size / 256, whatever the number of devices.
     """
-    defaults = {"epochs": 90, "lr": 0.1, "momentum": 0.9, "wd": 0.0}
-    epochs, lr, momentum, decay = (
-        value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
-    )
-    rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
-    classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
-    torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
-    torch.nn.init.zeros_(classifier.bias)
-    peak = lr * args.batch_size / 256
-    optimizer = torch.optim.SGD(classifier.parameters(), peak, momentum=momentum, weight_decay=decay)
-    order = torch.Generator().manual_seed(args.seed)
-    for epoch in range(epochs):
-        optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        for batch in torch.randperm(len(rows), generator=order).split(args.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(classifier(rows[batch]), labels[batch]).backward()
-            optimizer.step()
-    return softmax_of(classifier), {"probe": "sgd", "epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+
+    def fit(self, table: np.ndarray, data, args):
+        defaults = {"epochs": 90, "lr": 0.1, "momentum": 0.9, "wd": 0.0}
+        epochs, lr, momentum, decay = (
+            value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
+        )
+        rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
+        classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
+        torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
+        torch.nn.init.zeros_(classifier.bias)
+        peak = lr * args.batch_size / 256
+        optimizer = torch.optim.SGD(classifier.parameters(), peak, momentum=momentum, weight_decay=decay)
+        order = torch.Generator().manual_seed(args.seed)
+        for epoch in range(epochs):
+            optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+            for batch in torch.randperm(len(rows), generator=order).split(args.batch_size):
+                optimizer.zero_grad()
+                F.cross_entropy(classifier(rows[batch]), labels[batch]).backward()
+                optimizer.step()
+        return softmax_of(classifier), {"epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
 
 
-def fit_medslip(table: np.ndarray, data, args):
-    """The published rows' recipe as far as it is known, on the features (N, 4, D) of each image's features.FLIPS.
+class PublishedRecipe(Probe):
+    """The recipe of the published rows, as far as it is known.
 
-    The training data are in order and not shuffled, each image is flipped left to right and upside down at p = .3,
-    the head is two linear layers with nothing between, the last epoch counts. The encoder is in eval mode, so that a
-    flipped image's feature is the one that was kept.
+    The training images come in their order, unshuffled; in every epoch each is flipped left to right and upside down,
+    both with a probability of 0.3; the head is two linear layers with nothing between them, and the last epoch's
+    counts. The encoder is in eval mode, so the features of every image and its flips can be extracted beforehand.
     """
-    epochs, batch, peak, restart = 15, 16, 1e-3 * 16 / 256, 5
-    rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        head = torch.nn.Sequential(torch.nn.Linear(rows.shape[-1], 1024), torch.nn.Linear(1024, len(data.classes)))
-    optimizer = torch.optim.AdamW(head.parameters(), peak)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, restart)
-    for epoch in range(epochs):
-        which = draw_flips(len(rows), epoch, args.seed)
-        for some in torch.arange(len(rows)).split(batch):
-            optimizer.zero_grad()
-            F.cross_entropy(head(rows[some, which[some]]), labels[some]).backward()
-            optimizer.step()
-            schedule.step()
-    selected = {
-        "probe": "medslip", "label": "medslip recipe", "epochs": epochs, "batch_size": batch, "lr": peak,
-        "restart_every_steps": restart, "flip_chance": FLIP_CHANCE,
-    }  # fmt: skip
-    return softmax_of(head), selected
+
+    recipe: ClassVar[dict] = {"image_size": 384, "normalize": "imagenet"}
+    squash = flips = True
+
+    def fit(self, table: np.ndarray, data, args):
+        epochs, batch, peak, restart = 15, 16, 1e-3 * 16 / 256, 5
+        rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)
+            head = torch.nn.Sequential(torch.nn.Linear(rows.shape[-1], 1024), torch.nn.Linear(1024, len(data.classes)))
+        optimizer = torch.optim.AdamW(head.parameters(), peak)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, restart)
+        for epoch in range(epochs):
+            which = draw_flips(len(rows), epoch, args.seed)
+            for some in torch.arange(len(rows)).split(batch):
+                optimizer.zero_grad()
+                F.cross_entropy(head(rows[some, which[some]]), labels[some]).backward()
+                optimizer.step()
+                schedule.step()
+        selected = {
+            "label": "medslip recipe", "epochs": epochs, "batch_size": batch, "lr": peak,
+            "restart_every_steps": restart, "flip_chance": FLIP_CHANCE,
+        }  # fmt: skip
+        return softmax_of(head), selected
 
 
 def draw_flips(n: int, epoch: int, seed: int) -> torch.Tensor:
-    """Which of features.FLIPS each of n images has in an epoch, (n,) int64."""
+    """Which of features.FLIPS each of n images is shown in during an epoch: (n,) int64."""
     left_right, upside_down = np.random.default_rng((seed, epoch)).random((2, n)) < FLIP_CHANCE
     return torch.from_numpy(left_right + 2 * upside_down).long()
 
 
 def softmax_of(head: torch.nn.Module):
+    """The function from features to probabilities of a trained head."""
+
     @torch.no_grad()
     def predict(unseen):
         return F.softmax(head(torch.from_numpy(unseen)).double(), dim=1).numpy()

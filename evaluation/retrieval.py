@@ -1,4 +1,4 @@
-"""The validation of a training run: image-text retrieval, or for `simclr` its loss."""
+"""The validation of a training run: retrieval between images and captions, or without captions the loss."""
 
 import itertools
 import json
@@ -19,12 +19,13 @@ from data.batches import EpochBatches, model_inputs, open_loader, rank_batches
 from data.sets import Pairs
 from evaluation import metrics
 from evaluation.audit import Overlap
+from options import OBJECTIVES
 from utils import InputError, logger
 
 
 @dataclass
 class Validation:
-    """A validation split: roco.Pairs, the loader of this rank's share, and what it shares with training."""
+    """A validation split: its pairs, the loader of this rank's share of them, and the articles shared with training."""
 
     pairs: Pairs
     loader: torch.utils.data.DataLoader
@@ -35,14 +36,14 @@ class Validation:
 
 
 def validation_loader(args, pictures, tokens, device):
-    """A context manager: batches of this rank's share of the validation set, as many on every rank or one less."""
+    """A context manager: the batches of this rank's share of the validation split; a rank may have one batch less."""
     world = distributed.world_size()
-    if args.objective == "simclr":
+    if tokens is None:
         batch_size = min(args.batch_size, len(pictures) // world)
         if batch_size < 2:
             raise InputError(f"{len(pictures)} validation pairs are too few for {world} devices")
         batches = EpochBatches(len(pictures), batch_size, 1, distributed.rank(), world, args.seed)
-        dataset = views.TrainViews(pictures, None, "simclr", args.image_size, args.seed)
+        dataset = views.TrainViews(pictures, None, args.objective, args.image_size, args.seed)
         return open_loader(dataset, batches, args.workers, device)
     dataset = views.WholeImages(pictures, tokens, args.image_size, "center")
     batches = rank_batches(len(pictures), args.batch_size, distributed.rank(), world)
@@ -51,13 +52,13 @@ def validation_loader(args, pictures, tokens, device):
 
 @torch.no_grad()
 def evaluate(model, validation: Validation, args, stop=None) -> dict | None:
-    """Recall at 1, 5 and 10 in percent and median rank; `score` (higher is better), the mean of the six recalls,
-    picks the best epoch.
+    """Recalls at 1, 5 and 10 in percent, median ranks, and the `score` that picks the best epoch: the highest.
 
-    The recalls are given again on the pairs of articles without training images. `simclr` has no text: its loss on
-    fixed views of the validation images, `score` its negative. None if `stop` (signals.StopRequest) asks to leave.
+    The score is the mean of the six recalls. Where it is known which articles have training images, the metrics are
+    also given for the pairs of the others. An objective without captions gives its loss on fixed views of the
+    validation images, and the negative as the score. None if `stop` (signals.StopRequest) asked to leave.
     """
-    if args.objective == "simclr":
+    if not OBJECTIVES[args.objective].text:
         return validation_loss(model, validation, args, stop)
     embeddings = embed(model, validation, args, stop)
     if embeddings is None:
@@ -73,24 +74,24 @@ def evaluate(model, validation: Validation, args, stop=None) -> dict | None:
 
 
 def mean_recall(results: dict) -> float:
-    """The mean of the six recalls, which picks the best epoch."""
+    """The mean of the six recalls."""
     return sum(results[f"{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)) / 6
 
 
-def outputs_of(model, validation: Validation, args, objective: str, stop):
-    """The model's outputs for each batch; None at the end if `stop` asked to leave, on every rank at the same batch."""
+def outputs_of(model, validation: Validation, args, stop):
+    """Yields the model's outputs for each batch, and None at last if `stop` asks to leave: on all ranks at once."""
     model.eval()
     norm, device = models.mean_std(args.normalize, args.arch), next(model.parameters()).device
     dtype = utils.amp_dtype(args.amp, device)
     most = math.ceil(math.ceil(len(validation) / distributed.world_size()) / args.batch_size)
     batches = itertools.chain(validation.loader, itertools.repeat(None))
     for batch in itertools.islice(batches, max(most, len(validation.loader))):
-        if stop is not None and stop.check():  # every rank asks as often
+        if stop is not None and stop.check():  # every rank must ask the same number of times
             yield None
             return
         if batch is None:
             continue
-        inputs = model_inputs(batch, objective, *norm, device)
+        inputs = model_inputs(batch, *norm, device)
         with utils.autocast(device, dtype):
             outputs = model(**inputs)
         yield outputs
@@ -98,9 +99,10 @@ def outputs_of(model, validation: Validation, args, objective: str, stop):
 
 @torch.no_grad()
 def validation_loss(model, validation: Validation, args, stop=None) -> dict | None:
-    loss_function = losses.create_loss("simclr", args.ssl_temp)
+    """The loss over all ranks, and its negative as `score`; None if `stop` asked to leave."""
+    loss_function = losses.create_loss(args)
     found = []
-    for outputs in outputs_of(model, validation, args, "simclr", stop):
+    for outputs in outputs_of(model, validation, args, stop):
         if outputs is None:
             return None
         found.append(loss_function(outputs)["loss"])
@@ -112,9 +114,9 @@ def validation_loss(model, validation: Validation, args, stop=None) -> dict | No
 
 @torch.no_grad()
 def embed(model, validation: Validation, args, stop=None) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The image and caption embeddings (N, 512) of all ranks' pairs, in order, L2-normalised."""
+    """The image and caption embeddings (N, 512) of the whole split, in order, L2-normalised; None if asked to leave."""
     found = []
-    for outputs in outputs_of(model, validation, args, "clip", stop):
+    for outputs in outputs_of(model, validation, args, stop):
         if outputs is None:
             return None
         found.append((outputs["image_embed"], outputs["text_embed"]))
@@ -132,8 +134,8 @@ def embed(model, validation: Validation, args, stop=None) -> tuple[torch.Tensor,
 
 
 def evaluate_alone(model, validation: Validation, args, out: Path) -> None:
-    """Print the validation's figures; retrieval goes to retrieval.json too, with intervals and examples."""
-    if args.objective == "simclr":
+    """Log the validation's metrics; retrieval's are also written to retrieval.json, with intervals and examples."""
+    if not OBJECTIVES[args.objective].text:
         logger.info(json.dumps(validation_loss(model, validation, args)))
         return
     embeddings = embed(model, validation, args)
@@ -149,11 +151,11 @@ def evaluate_alone(model, validation: Validation, args, out: Path) -> None:
 
 
 def summary(embeddings, validation: Validation, args) -> dict:
-    """What retrieval.json holds: metrics with 95% intervals, and examples.
+    """The contents of retrieval.json: metrics with 95% intervals, and examples.
 
-    Recalls and median ranks on the whole split, on galleries of 1,000 and on the article-disjoint part; alignment of
-    the pairs and uniformity of either side (Wang & Isola 2020). Intervals resample articles (pairs, where those are
-    unknown) with the gallery as it is.
+    Recalls and median ranks are of the whole split, of galleries of 1,000 pairs, and of the pairs whose articles have
+    no training image; alignment is of the pairs, uniformity of the images and of the captions (Wang & Isola 2020).
+    Intervals resample articles, or pairs where those are unknown, and leave the gallery whole.
     """
     image, caption = embeddings
     pairs, overlap = validation.pairs, validation.overlap
@@ -186,13 +188,13 @@ def summary(embeddings, validation: Validation, args) -> dict:
 
 
 def group_numbers(articles: list[str | None]) -> np.ndarray:
-    """A number for each article; a pair without one is a group of its own."""
+    """The number of each pair's article, (N,); a pair whose article is unknown has a number of its own."""
     names = [one or f"pair {i}" for i, one in enumerate(articles)]
     return np.unique(names, return_inverse=True)[1]
 
 
 def examples(image, caption, ranks: torch.Tensor, pairs, count: int = 5) -> dict:
-    """The images whose captions are found first and last, with the three captions that each retrieves."""
+    """The images whose own captions rank best and worst, with the three captions that each retrieves."""
     own = (image * caption).sum(dim=1)
     order = sorted(range(len(ranks)), key=lambda i: (ranks[i].item(), -own[i].item()))
 

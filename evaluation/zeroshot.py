@@ -11,39 +11,78 @@ import checkpoints
 import models
 import utils
 from data.tokens import Tokens, from_json, load_tokenizer
+from evaluation.probes import Probe
+from options import OBJECTIVES
 from utils import InputError
 
 
-def make_model(args, contents: dict | None, path):
-    """The image and text towers of a checkpoint, and its tokenizer -> model, tokenizer, loaded parts, context length.
+class ZeroShot(Probe):
+    """Needs a checkpoint with a text tower, and no training features."""
 
-    Raises InputError for a checkpoint without a text tower.
-    """
-    saved = (checkpoints.own_arguments(contents) or {}) if contents is not None else {}
-    if contents is None or saved.get("objective") == "simclr":
-        raise InputError(
-            f"--probe zeroshot: --pretrained {args.pretrained} has no text tower: give a checkpoint with one"
-        )
-    args.text_model = args.text_model or saved.get("text_model")
-    serialised = contents.get("tokenizer")
-    tokenizer = from_json(serialised) if serialised else load_tokenizer(args.text_model or models.BIO_CLINICAL_BERT)
-    model = models.create_model(
-        args.arch, "clip", "none", args.text_model, saved.get("text_pooling", "masked"), len(tokenizer),
-        image_size=args.image_size,
-    )  # fmt: skip
-    loaded = checkpoints.load_weights(model, contents, path, args.arch)
-    absent = {"text_encoder", "text_projection", "image_projection"} - loaded
-    if absent:
-        raise InputError(
-            f"--probe zeroshot: {path} lacks {', '.join(sorted(absent))}: give a checkpoint with both towers"
-        )
-    return model, tokenizer, loaded, saved.get("context_length", 77)
+    splits = ("test",)
+
+    def make_model(self, args, contents: dict | None, path: str | None, classes: list[str]):
+        """Both towers; the tokenizer and the prompts are kept for `fit`.
+
+        Raises InputError for a checkpoint without a text tower, and for prompts that are not of these classes.
+        """
+        if args.features == "pooled":
+            raise InputError("--features pooled: --probe zeroshot compares the projected features with the prompts'")
+        self.prompts = read_prompts(args.prompts, args.dataset, classes)
+        saved = (checkpoints.own_arguments(contents) or {}) if contents is not None else {}
+        objective = OBJECTIVES.get(saved.get("objective"))
+        if contents is None or (objective is not None and not objective.text):
+            raise InputError(
+                f"--probe zeroshot: --pretrained {args.pretrained} has no text tower: give a checkpoint with one"
+            )
+        args.text_model = args.text_model or saved.get("text_model")
+        serialised = contents.get("tokenizer")
+        name = args.text_model or models.BIO_CLINICAL_BERT
+        self.tokenizer = from_json(serialised) if serialised else load_tokenizer(name)
+        self.context_length = saved.get("context_length", 77)
+        self.model = models.create_model(
+            args.arch, "clip", "none", args.text_model, saved.get("text_pooling", "masked"), len(self.tokenizer),
+            image_size=args.image_size,
+        )  # fmt: skip
+        loaded = checkpoints.load_weights(self.model, contents, path, args.arch)
+        absent = {"text_encoder", "text_projection", "image_projection"} - loaded
+        if absent:
+            raise InputError(
+                f"--probe zeroshot: {path} lacks {', '.join(sorted(absent))}: give a checkpoint with both towers"
+            )
+        return self.model, loaded
+
+    @torch.no_grad()
+    def fit(self, rows: None, data, args):
+        """Nothing is fitted: the classes' embeddings are those of their prompts."""
+        model, length = self.model, self.context_length
+        device = model.logit_scale.device
+        dtype = utils.amp_dtype(args.amp, device)
+        pad_to = length if model.text_pooling == "padded" else None
+        means = []
+        for some in self.prompts:
+            batch = Tokens(self.tokenizer, some, length, pad_to).batch(range(len(some)))
+            with utils.autocast(device, dtype):
+                chunks = [
+                    model.encode_text(ids.to(device), mask.to(device))
+                    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+                ]
+            means.append(F.normalize(torch.cat(chunks).float(), dim=-1).mean(dim=0))
+        classes = F.normalize(torch.stack(means), dim=-1).cpu()
+        scale = model.logit_scale.exp().item()
+
+        def predict(unseen: np.ndarray) -> np.ndarray:
+            similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ classes.T
+            return F.softmax(scale * similarity.double(), dim=1).numpy()
+
+        return predict, {"prompts": sum(map(len, self.prompts)), "logit_scale": scale}
 
 
 def read_prompts(path: str, dataset: str, classes: list[str]) -> list[list[str]]:
-    """The prompts of each class: those of `sets[dataset]`, else `templates` with the class's name for {}.
+    """The prompts of each class: those of `sets[dataset]` in a JSON file, else its `templates` with the name of the
+    class in place of {}.
 
-    Raises InputError for a file that is no such thing, or a set whose classes differ.
+    Raises InputError for a file without either, or with prompts for other classes.
     """
     try:
         contents = json.loads(utils.read_text(path))
@@ -70,28 +109,5 @@ def is_texts(value) -> bool:
 
 
 def is_text(value) -> bool:
-    """Whether it is a string with something in it; JSON can write halves of characters, which no tokenizer takes."""
+    """Whether it is a string that is not blank and can be tokenised: JSON can write half of a surrogate pair."""
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
-
-
-@torch.no_grad()
-def fit(model, tokenizer, prompts: list[list[str]], context_length: int, device, dtype):
-    """-> a function from image features (M, 512) to probabilities (M, K), and what was used."""
-    pad_to = context_length if model.text_pooling == "padded" else None
-    means = []
-    for some in prompts:
-        batch = Tokens(tokenizer, some, context_length, pad_to).batch(range(len(some)))
-        with utils.autocast(device, dtype):
-            chunks = [
-                model.encode_text(ids.to(device), mask.to(device))
-                for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-            ]
-        means.append(F.normalize(torch.cat(chunks).float(), dim=-1).mean(dim=0))
-    classes = F.normalize(torch.stack(means), dim=-1).cpu()
-    scale = model.logit_scale.exp().item()
-
-    def predict(unseen: np.ndarray) -> np.ndarray:
-        similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ classes.T
-        return F.softmax(scale * similarity.double(), dim=1).numpy()
-
-    return predict, {"probe": "zeroshot", "prompts": sum(map(len, prompts)), "logit_scale": scale}

@@ -156,7 +156,7 @@ def test_views_are_made_on_the_device(mode, batches):
     assert {len(batch["gray"]), len(batch["colour"])} == {4, 2}
     made = augment.make_views(batch, *NORM, CUDA)
     assert [like(view) for view in made] == [(CUDA, torch.float32, (6, 3, 64, 64))] * 3
-    inputs = model_inputs(batch, "slip", *NORM, CUDA)
+    inputs = model_inputs(batch, *NORM, CUDA)
     assert {x.device for value in inputs.values() for x in (value if isinstance(value, list) else [value])} == {CUDA}
     assert {x.dtype for name in ("input_ids", "attention_mask") for x in inputs[name]} == {torch.int64}
 
@@ -168,7 +168,7 @@ def test_a_step(mode, batches, towers, arch, half, freq):
     """Views, forward, losses, the gradient cache's passes, clipping, the update, and the numbers on their way."""
     model, given = towers[arch], [fake(mode, one) for one in batches[ARCHS[arch], views.TrainViews][:freq]]
     args = settings(arch=arch, amp=AMP[half], update_freq=freq, on_nonfinite="skip" if freq == 1 else "stop")
-    loss, seen, calls = losses.create_loss("slip"), [], []
+    loss, seen, calls = losses.SLIPLoss(), [], []
     loss.register_forward_hook(lambda _, inputs, parts: seen.append((inputs[0], parts)))
     counting = model.image_encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0]))
     optimizer, verdicts = main.make_optimizer(model, args), Verdicts(range(12), None, args.on_nonfinite)
@@ -215,7 +215,7 @@ def test_evaluation(mode, batches, towers, arch):
     batch = fake(mode, batch)
     with torch.no_grad():
         validation = retrieval.Validation(range(6), [batch], None)
-        (out,) = retrieval.outputs_of(model, validation, settings(arch=arch, amp="bf16"), "clip", None)
+        (out,) = retrieval.outputs_of(model, validation, settings(arch=arch, amp="bf16"), None)
         assert {like(out[f"{name}_embed"]) for name in ("image", "text")} == {(CUDA, torch.bfloat16, (6, 512))}
         found = features.encode(model, batch, NORM, CUDA, torch.float16, projected=True, flips=False)
         assert like(found) == (CUDA, torch.float32, (6, 512))
@@ -232,7 +232,7 @@ def test_the_losses_in_blocks(mode, monkeypatch):
         for name in ("image_embed", "text_embed", "aug1_embed", "aug2_embed")
     }
     outputs["logit_scale"] = torch.ones((), device=CUDA, requires_grad=True)
-    parts = losses.create_loss("slip")(outputs)
+    parts = losses.SLIPLoss()(outputs)
     assert {like(value) for value in parts.values()} == {(CUDA, torch.float32, ())}
     reach(parts["loss"])
     assert all(x.grad is not None for x in outputs.values())

@@ -14,8 +14,7 @@ import main_linear
 import models
 import options
 from conftest import run_cli
-from evaluation import audit, features, metrics, probes, zeroshot
-from utils import InputError
+from evaluation import audit, features, metrics
 
 SMALL = ("--arch", "resnet10t", "--pretrained", "none", "--image-size", "32", "--device", "cpu", "--workers", "0")
 
@@ -108,24 +107,6 @@ def test_pooled_features_and_settings_of_the_checkpoint(folders, tmp_path, capsy
     assert code == 2 and "a checkpoint of --arch resnet10t, but --arch resnet18" in errors
 
 
-def test_folds_keep_patients_together():
-    """Each patient's two images are alike and labels are random: folds that split patients would look far better."""
-    rng = np.random.default_rng(0)
-    once = rng.normal(size=(60, 40))
-    labels = np.repeat(rng.integers(0, 2, 60), 2)
-    features = np.repeat(once, 2, axis=0) + 0.01 * rng.normal(size=(120, 40))
-
-    class Data:
-        pass
-
-    Data.classes, Data.labels, Data.patients = ("a", "b"), labels, [f"p{i // 2}" for i in range(120)]
-    args = options.parse(options.linear_parser(), [])
-    _, grouped = probes.fit_logistic(features, Data, args)
-    Data.patients = None
-    _, split = probes.fit_logistic(features, Data, args)
-    assert grouped["cv_log_loss"] > 0.6 > 0.45 > split["cv_log_loss"]
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -147,7 +128,7 @@ def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, capsys)
     """The published recipe at 384 pixels with MedCLIP's Swin: what was kept equals encoding the flipped files anew."""
     model = models.create_model("medclip_vit", None, image_size=384).requires_grad_(False).eval()
     args = options.parse(
-        options.linear_parser(), ["--probe", "medslip", "--amp", "off", "-b", "2", "--image-size", "384"]
+        options.linear_parser(), ["--probe", "medslip", "--amp", "off", "-b", "2", "--image-size", "384", "-j", "0"]
     )
     args.arch, args.normalize, args.features, args.pretrained = "medclip_vit", "imagenet", "projected", "none"
     data = datasets.labelled_set(datasets.find_entry(folders, "imagenet"), "train")
@@ -160,7 +141,7 @@ def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, capsys)
             return False
 
     device = torch.device("cpu")
-    kept = features.extract(model, some, some, args, device, None, 0, tmp_path / "partial", Stay(), flips=True)
+    kept = features.extract(model, some, some, args, device, None, tmp_path / "partial", Stay(), flips=True)
     assert kept.shape == (3, 4, 512)
     mean, std = (torch.tensor(one)[:, None, None] for one in models.MEAN_STD["imagenet"])
     for row, path in enumerate(some.images):
@@ -188,54 +169,6 @@ def test_published_recipe(folders, tmp_path, capsys):
     assert saved["train"]["features"].shape == (24, 4, 512) and saved["test"]["features"].shape == (12, 512)
 
 
-def test_published_recipe_step_by_step():
-    """15 epochs in order, AdamW at 6.25e-5, a cosine restarted every 5 steps, two linear layers; written out here."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(37, 4, 6)).astype(np.float32)
-    labels = rng.integers(0, 3, 37)
-
-    class Data:
-        pass
-
-    Data.classes, Data.labels = ("a", "b", "c"), labels
-    args = options.parse(options.linear_parser(), ["--probe", "medslip", "--seed", "4"])
-    predict, _ = probes.fit_medslip(table, Data, args)
-    torch.manual_seed(4)
-    first, second = torch.nn.Linear(6, 1024), torch.nn.Linear(1024, 3)
-    optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=1e-3)
-    step = 0
-    flipped = 0
-    for epoch in range(15):
-        which = probes.draw_flips(37, epoch, 4)
-        flipped += np.stack([which % 2, which // 2]).mean(axis=1) / 15
-        for start in range(0, 37, 16):
-            optimizer.param_groups[0]["lr"] = 6.25e-5 * (1 + np.cos(np.pi * (step % 5) / 5)) / 2
-            rows = torch.tensor(np.array([table[i, which[i]] for i in range(start, min(start + 16, 37))]))
-            loss = torch.nn.functional.cross_entropy(second(first(rows)), torch.tensor(labels[start : start + 16]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-    expected = second(first(torch.from_numpy(table[:, 0]))).softmax(dim=1).detach().numpy()
-    assert np.abs(predict(table[:, 0]) - expected).max() < 1e-5
-    assert np.abs(flipped - 0.3).max() < 0.06
-
-
-def test_knn_by_hand():
-    """Ten directions of two classes; the nearest by angle, whatever the lengths."""
-    angles = np.concatenate([np.linspace(0, 0.5, 10), np.linspace(1.0, 1.5, 10)])
-    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.random.default_rng(0).uniform(1, 9, (20, 1))
-
-    class Data:
-        pass
-
-    Data.classes, Data.labels, Data.patients = ("a", "b"), np.repeat([0, 1], 10), None
-    args = options.parse(options.linear_parser(), ["--probe", "knn"])
-    predict, selected = probes.fit_knn(rows.astype(np.float32), Data, args)
-    assert selected["cv_auroc"] == 1 and selected["k"] in probes.NEIGHBOURS
-    assert (predict(np.array([[9, 1], [0.1, 1]], np.float32)).argmax(axis=1) == [0, 1]).all()
-
-
 def test_zero_shot(roco, folders, tmp_path, capsys):
     import main
 
@@ -252,20 +185,50 @@ def test_zero_shot(roco, folders, tmp_path, capsys):
     (tmp_path / "p.json").write_text('{"sets": {"imagenet": {"dark": ["a"], "light": ["b"]}}}')
     code, _, errors = run_cli(capsys, main_linear.main, options.linear_parser, *shown, "--prompts", tmp_path / "p.json")
     assert code == 2 and "p.json: the prompts of 'imagenet' must be lists of texts for bright, dark" in errors
+    code, _, errors = run_cli(capsys, main_linear.main, options.linear_parser, *shown, "--features", "pooled")
+    assert code == 2 and "--features pooled: --probe zeroshot compares the projected features" in errors
     code, _, errors = probe(
         capsys, tmp_path / "o", "--catalog", folders, "--dataset", "imagenet", "--probe", "zeroshot"
     )
     assert code == 2 and "has no text tower" in errors
 
 
-STRANGE = ['{"sets": []}', '{"sets": 3}', "[" * 100_000, "[]", '{"templates": ["{}\\ud800"]}']
+NEAREST_MEAN = """
+import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.special import softmax
+
+from evaluation.probes import Probe
 
 
-@pytest.mark.parametrize("contents", STRANGE, ids=range(len(STRANGE)))
-def test_prompts_that_are_none(tmp_path, contents):
-    (tmp_path / "p.json").write_text(contents)
-    with pytest.raises(InputError, match=r"p\.json"):
-        zeroshot.read_prompts(tmp_path / "p.json", "imagenet", ["a", "b"])
+class NearestMean(Probe):
+    recipe = {"image_size": 64}
+    squash = True
+
+    def fit(self, rows, data, args):
+        present = np.unique(data.labels)
+        means = np.stack([rows[data.labels == k].mean(axis=0) for k in present])
+
+        def predict(unseen):
+            probabilities = np.zeros((len(unseen), len(data.classes)))
+            probabilities[:, present] = softmax(-cdist(unseen, means), axis=1)
+            return probabilities
+
+        return predict, {"distance": "euclidean"}
+"""
+
+
+def test_a_new_probe_is_a_file_and_a_line(folders, tmp_path, capsys, monkeypatch):
+    (tmp_path / "nearest_mean.py").write_text(NEAREST_MEAN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(options.PROBES, "nearest_mean", "nearest_mean:NearestMean")
+    words = ("--catalog", folders, "--dataset", "imagenet", "--probe", "nearest_mean")
+    code, printed, errors = probe(capsys, tmp_path / "out", *words)
+    assert code == 0, errors
+    results, _ = check_against_scikit_learn(tmp_path / "out")
+    assert results["macro"]["auroc"] > 0.95  # bright against dark
+    assert results["selected"] == {"probe": "nearest_mean", "distance": "euclidean"}
+    assert "--image-size 32: the published recipe has 64" in printed
 
 
 def test_pooled_tasks_share_patients(phantoms, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The losses against SLIP's, and over two real processes against one."""
 
 import os
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ class Towers(torch.nn.Module):
 
 def gradient(objective, rows, network, model):
     model.zero_grad()
-    losses.create_loss(objective, 0.1, 0.7)(network(rows))["loss"].backward()
+    losses.create_loss(Namespace(objective=objective, ssl_temp=0.1, ssl_scale=0.7))(network(rows))["loss"].backward()
     zero = torch.zeros(1)
     return torch.cat([(p.grad if p.grad is not None else zero).flatten() for p in model.parameters()])
 

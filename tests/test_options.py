@@ -38,10 +38,22 @@ def test_wrong_arguments_are_one_line(words, message, capsys):
     assert stop.value.code == 2 and message in errors and errors.count("\n") == 1
 
 
-def test_options_of_a_probe_that_it_would_ignore(capsys):
-    with pytest.raises(SystemExit):
-        options.parse(options.linear_parser(), ["--probe", "logistic", "--lr", "0.1"])
-    assert "--lr: for --probe sgd" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--probe", "logistic", "--lr", "0.1", "--wd", "0"], "--lr, --wd: for --probe sgd, not for logistic"),
+        (["--text-model", "tiny"], "--text-model: for --probe zeroshot, not for logistic or sgd"),
+    ],
+)
+def test_options_of_a_probe_that_it_would_ignore(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse(options.linear_parser(), words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_options_that_a_probe_takes():
+    assert options.parse(options.linear_parser(), ["--lr", "0.1"]).lr == 0.1  # the probe may turn out to be sgd
+    assert options.parse(options.linear_parser(), ["--probe", "zeroshot", "--text-model", "tiny"]).text_model == "tiny"
 
 
 @pytest.mark.parametrize("script", ["main.py", "main_linear.py", "run_with_submitit.py", "run_with_submitit_linear.py"])

@@ -94,7 +94,7 @@ def fit(rows: np.ndarray, data, seed: int):
         probes.make_folds(data, args)
     except InputError:
         return probes.fit_plain(rows, data, 1.0)
-    return probes.fit_logistic(rows, data, args)[0]
+    return probes.Logistic().fit(rows, data, args)[0]
 
 
 if __name__ == "__main__":

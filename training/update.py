@@ -66,7 +66,7 @@ class Update:
 
     def inputs(self, batch, step, micro) -> dict:
         """A micro-batch's views on the device; seeds its dropout, the same in a second pass."""
-        inputs = model_inputs(batch, self.args.objective, *self.mean_std, self.device)
+        inputs = model_inputs(batch, *self.mean_std, self.device)
         seed_step(self.args.seed, step, micro, rank())
         return inputs
 

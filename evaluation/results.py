@@ -1,0 +1,130 @@
+"""What a probe leaves: results.json, predictions.csv, features.pt, plots, and a row of the published table."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import distributed
+import utils
+from evaluation import metrics
+from utils import logger
+
+HARDEST = 12  # test cases that results.json names
+COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Malignant)", "Recall (Malignant)")
+
+
+def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks: dict, device) -> dict:
+    """The contents of results.json.
+
+    `data` are the splits "train" and "test" (datasets.Labelled), `probabilities` (N, K) those of the N test cases,
+    `selected` what the probe chose, `leaks` what audit.probe_audit found.
+    """
+    assert np.isfinite(probabilities).all()
+    train, test = data["train"], data["test"]
+    weights = Path(args.pretrained).name if os.path.exists(args.pretrained) else args.pretrained
+    name = (args.name or f"{args.arch} ({weights})") + (f" ({selected['label']})" if "label" in selected else "")
+    return {
+        "dataset": args.dataset,
+        "encoder": {"arch": args.arch, "pretrained": args.pretrained, "features": args.features, "name": name},
+        "n_train": len(train),
+        "n_test": len(test),
+        "classes": test.classes,
+        **metrics.classification_report(test.labels, probabilities, test.classes),
+        "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
+        "selected": {"probe": args.probe, **selected},
+        "audit": leaks,
+        "data": {split: fingerprint(some) for split, some in data.items()},
+        "hardest": hardest(test, probabilities),
+        "run": utils.provenance(vars(args), device, distributed.world_size()),
+    }
+
+
+def fingerprint(data) -> dict:
+    """The number of cases, and a SHA-256 over their ids and labels."""
+    rows = "".join(f"{one}\t{data.classes[label]}\n" for one, label in zip(data.ids, data.labels, strict=True))
+    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+
+
+def hardest(test, probabilities: np.ndarray) -> list[dict]:
+    """The test cases whose own class was given the least probability, the least first."""
+    own = probabilities[np.arange(len(test)), test.labels]
+    return [
+        {
+            "id": test.ids[i],
+            "patient": test.patients[i] if test.patients else "",
+            "label": test.classes[test.labels[i]],
+            "predicted": test.classes[probabilities[i].argmax()],
+            "p_label": float(own[i]),
+            "path": test.images[i] if isinstance(test.images[i], str) else "",
+        }
+        for i in np.argsort(own, kind="stable")[:HARDEST]
+    ]
+
+
+def write_results(out: Path, summary: dict, data: dict, found: dict, probabilities: np.ndarray) -> None:
+    """Write every file, results.json last: where it is, the others are whole. Raises InputError for a full disk.
+
+    `found` are the features of each split that the probe asked for.
+    """
+    from tools.plots import plot_confusion, plot_roc
+
+    test = data["test"]
+    predictions = tabulate(test, probabilities).to_csv(index=False, lineterminator="\n", float_format="%.17g")
+    utils.write_text(out / "predictions.csv", predictions)
+    kept = {
+        split: {
+            "features": rows, "labels": torch.from_numpy(data[split].labels), "ids": data[split].ids,
+            "patients": data[split].patients or [],
+        }
+        for split, rows in found.items()
+    }  # fmt: skip
+    utils.save_tensors({**kept, "classes": test.classes}, out / "features.pt")
+    title = f"{summary['dataset']}: {summary['encoder']['name']}"
+    plot_roc(out / "roc.png", test.labels, probabilities, test.classes, title)
+    plot_confusion(out / "confusion.png", test.labels, probabilities.argmax(axis=1), test.classes, title)
+    utils.write_json(out / "results.json", summary)
+
+
+def tabulate(test, probabilities: np.ndarray) -> pd.DataFrame:
+    """A row for each test case: its id, patient, label, predicted class, and the probability of each class."""
+    return pd.DataFrame(
+        {
+            "id": test.ids,
+            "patient": test.patients or "",
+            "label": [test.classes[k] for k in test.labels],
+            "predicted": [test.classes[k] for k in probabilities.argmax(axis=1)],
+            **{f"p_{name}": probabilities[:, k] for k, name in enumerate(test.classes)},
+        }
+    )
+
+
+def print_results(summary: dict) -> None:
+    """Print the published table's row; log the metrics with their intervals."""
+    print_row(summary)
+    every = metrics.flat(summary)
+    shown = ["auroc", "average_precision", "f1", "precision", "recall", "ece", "brier"]
+    shown += [name for name in every if name.startswith("MALIGNANT.")]
+
+    def with_interval(name: str) -> str:
+        low, high = summary["ci95"].get(name) or (None, None)
+        return f"{name} {percent(every[name])} ({percent(low)} to {percent(high)})"
+
+    logger.info(f"with 95% intervals over the test split's patients: {'; '.join(map(with_interval, shown))}")
+
+
+def print_row(summary: dict) -> None:
+    """The published table's columns, in percent; a set without the class MALIGNANT has N/A in the last two."""
+    macro, malignant = summary["macro"], summary["per_class"].get("MALIGNANT", {})
+    values = [macro[name] for name in ("auroc", "f1", "precision", "recall")]
+    values += [malignant.get(name) for name in ("precision", "recall")]
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("| --- |" + " ---: |" * len(values))
+    print(f"| {summary['encoder']['name']} | " + " | ".join(map(percent, values)) + " |", flush=True)
+
+
+def percent(value: float | None) -> str:
+    return "N/A" if value is None else f"{100 * value:.2f}"

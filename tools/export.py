@@ -1,0 +1,111 @@
+"""Write a trained model in another format, and prove that what was written is the same model.
+
+python tools/export.py runs/vit --to medclip --out exported/vit
+
+RUN is a checkpoint of main.py, or a run's folder: its checkpoint_best.pt, or without one its checkpoint.pt. The export
+is read back, and what it makes of pixels and token ids is compared with the model's own embeddings.
+"""
+
+import argparse
+import os
+import pkgutil
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+
+import checkpoints
+import distributed
+import models
+import utils
+from training.saver import BEST, LATEST
+from utils import InputError
+
+# "module:function" each, imported when it is used. The function takes the model in eval mode, the run's arguments (a
+# dict) and an empty folder, and writes files there. It returns a function that computes from these files alone what
+# `embeddings` computes with the model, of both towers or of one. It raises InputError for what the format cannot hold.
+FORMATS = {  # docs/EXTENDING.md adds one
+    "medclip": "tools.formats.medclip:write",
+}
+LARGEST = 1e-4  # difference between the embeddings of the model and of its export
+
+
+@torch.no_grad()
+def main(args) -> None:
+    out = Path(args.out).expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}: is there already: give a new folder")
+    path = checkpoint_of(Path(args.run).expanduser())
+    model, saved = read_model(path)
+    unfinished = utils.make_folder(out.with_name(f".{out.name}.{os.getpid()}.tmp"))
+    try:
+        read_back = pkgutil.resolve_name(FORMATS[args.to])(model, saved, unfinished)
+        given = inputs(model, saved["image_size"])
+        found, own = read_back(given), embeddings(model, given)
+        differences = {name: (value - own[name]).abs().max().item() for name, value in found.items()}
+        for name, difference in differences.items():
+            if not difference <= LARGEST:  # nor if it is no number
+                raise InputError(
+                    f"--to {args.to}: the {name} embeddings of what was written differ by {difference:.2g} from the "
+                    f"model's, by more than {LARGEST:g}: nothing was kept"
+                )
+        os.replace(unfinished, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}): make room, then try again") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{out}: {', '.join(sorted(one.name for one in out.iterdir()))}, from {path}")
+    print("largest difference: " + ", ".join(f"{name} embeddings {value:.2g}" for name, value in differences.items()))
+
+
+def checkpoint_of(run: Path) -> Path:
+    if not run.is_dir():
+        return run
+    for name in (BEST, LATEST):
+        if (run / name).exists():
+            return run / name
+    raise InputError(f"{run}: holds neither {BEST} nor {LATEST}: give a run's folder or a checkpoint")
+
+
+def read_model(path: Path) -> tuple[models.MedSLIP, dict]:
+    """A checkpoint of main.py -> its model in eval mode, and the run's arguments. Raises InputError."""
+    contents = checkpoints.read(path)
+    saved = checkpoints.own_arguments(contents)
+    if saved is None:
+        raise InputError(f"{path}: not a checkpoint of main.py: only these can be exported")
+    words = contents["model"].get("text_encoder.embeddings.word_embeddings.weight")
+    model = models.create_model(
+        saved["arch"], saved["objective"], "none", saved["text_model"], saved["text_pooling"],
+        None if words is None else len(words), saved["ssl_mlp_dim"], saved["ssl_emb_dim"], saved["image_size"],
+    )  # fmt: skip
+    checkpoints.load_weights(model, contents, path, saved["arch"])
+    return model.eval(), saved
+
+
+def inputs(model, image_size: int) -> dict[str, torch.Tensor]:
+    """Two images and two captions, the second shorter, drawn from a seed."""
+    draw = torch.Generator().manual_seed(0)
+    given = {"pixels": torch.randn(2, 3, image_size, image_size, generator=draw)}
+    if hasattr(model, "text_encoder"):
+        given["input_ids"] = torch.randint(model.text_encoder.config.vocab_size, (2, 16), generator=draw)
+        given["attention_mask"] = torch.ones(2, 16, dtype=torch.int64)
+        given["attention_mask"][1, 9:] = 0
+    return given
+
+
+def embeddings(model, given: dict) -> dict[str, torch.Tensor]:
+    """ "pixels" (B, 3, H, W) float, normalised, "input_ids" and "attention_mask" (B, T) -> "image", "text" (B, 512)."""
+    found = {"image": model.encode_image(given["pixels"])}
+    if "input_ids" in given:
+        found["text"] = model.encode_text(given["input_ids"], given["attention_mask"])
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint of main.py")
+    parser.add_argument("--to", choices=tuple(FORMATS), required=True)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    distributed.run_script(main, parser.parse_args())
