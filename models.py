@@ -282,8 +282,11 @@ class MedSLIP(nn.Module):
         for encoder in (self.image_encoder, getattr(self, "text_encoder", None)):
             if hasattr(encoder, "set_grad_checkpointing"):  # timm
                 encoder.set_grad_checkpointing(True)
-            elif encoder is not None:  # transformers, of which a later release has it under another name
-                enable = getattr(encoder, "activation_checkpointing_enable", encoder.gradient_checkpointing_enable)
+            elif encoder is not None:
+                names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # transformers renames it
+                enable = next((getattr(encoder, name) for name in names if hasattr(encoder, name)), None)
+                if enable is None:
+                    raise InputError(f"--grad-checkpointing: {type(encoder).__name__} cannot recompute its activations")
                 enable({"use_reentrant": False})
 
 

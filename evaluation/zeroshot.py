@@ -30,7 +30,7 @@ class ZeroShot(Probe):
             raise InputError("--features pooled: --probe zeroshot compares the projected features with the prompts'")
         self.prompts = read_prompts(args.prompts, args.dataset, classes)
         saved = (checkpoints.own_arguments(contents) or {}) if contents is not None else {}
-        objective = OBJECTIVES.get(saved.get("objective"))
+        objective = OBJECTIVES.get(str(saved.get("objective")))
         if contents is None or (objective is not None and not objective.text):
             raise InputError(
                 f"--probe zeroshot: --pretrained {args.pretrained} has no text tower: give a checkpoint with one"

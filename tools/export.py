@@ -76,10 +76,13 @@ def read_model(path: Path) -> tuple[models.MedSLIP, dict]:
     if saved is None:
         raise InputError(f"{path}: not a checkpoint of main.py: only these can be exported")
     words = contents["model"].get("text_encoder.embeddings.word_embeddings.weight")
-    model = models.create_model(
-        saved["arch"], saved["objective"], "none", saved["text_model"], saved["text_pooling"],
-        None if words is None else len(words), saved["ssl_mlp_dim"], saved["ssl_emb_dim"], saved["image_size"],
-    )  # fmt: skip
+    try:
+        model = models.create_model(
+            saved["arch"], saved["objective"], "none", saved["text_model"], saved["text_pooling"],
+            None if words is None else len(words), saved["ssl_mlp_dim"], saved["ssl_emb_dim"], saved["image_size"],
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: does not say which model it is of: {error}") from None
     checkpoints.load_weights(model, contents, path, saved["arch"])
     return model.eval(), saved
 
