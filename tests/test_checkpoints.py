@@ -1,4 +1,4 @@
-"""Every layout loads, and whatever does not fit is refused by name before anything is copied."""
+"""Every layout loads; keys that do not fit are named in an error, before anything is copied."""
 
 import argparse
 import http.server
@@ -156,7 +156,7 @@ def test_files_that_are_no_checkpoints(tmp_path, contents):
 
 
 def test_download_once_and_whole(tmp_path, monkeypatch):
-    """From a server on this machine: fetched once; a cut-off answer leaves nothing; offline says where to put it."""
+    """The zip is fetched once; an answer that is cut off leaves nothing; offline the error says where it goes."""
     hits = []
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

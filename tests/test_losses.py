@@ -1,4 +1,4 @@
-"""The losses against SLIP's, and over two real processes against one."""
+"""The losses against SLIP's, and those of two real processes against those of one."""
 
 import os
 from argparse import Namespace
@@ -42,7 +42,7 @@ def test_clip_loss_by_hand():
 
 
 class Towers(torch.nn.Module):
-    """Stand-ins for the towers, one linear layer a feature, so that every parameter's gradient can be compared."""
+    """One linear layer for each embedding in place of the towers: every parameter's gradient can be compared."""
 
     def __init__(self):
         super().__init__()

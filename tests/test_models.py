@@ -71,7 +71,7 @@ def test_unknown_arch_is_named():
 
 
 def test_every_parameter_gets_a_gradient():
-    """DDP waits for the gradient of every parameter: none may be unused."""
+    """DistributedDataParallel waits for the gradient of every parameter, so that all must be used."""
     model = models.create_model("resnet10t", "slip", text_model="tiny", ssl_mlp_dim=16, ssl_emb_dim=8)
     ids = torch.randint(5, 100, (2, 9))
     out = model(

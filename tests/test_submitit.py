@@ -1,4 +1,4 @@
-"""The launchers on this machine: submitit's local cluster runs the same job as Slurm would."""
+"""The launchers on this machine: submitit's local cluster runs the same job that Slurm would run."""
 
 import contextlib
 import json
@@ -93,6 +93,6 @@ def test_a_failed_debug_job_is_one_line(scripts, tmp_path):
 
 
 def test_no_slurm_is_said(scripts, tmp_path):
-    """No sbatch is on the PATH, whatever this machine has."""
+    """The PATH is an empty folder, so that no sbatch is found even where Slurm is installed."""
     code, _, errors = scripts.run("run_with_submitit.py", "--root", "x", cwd=tmp_path, PATH=tmp_path)
     assert code == 2 and "--cluster slurm" in errors and "Traceback" not in errors

@@ -1,4 +1,4 @@
-"""Each operation against torchvision's on the same parameters, and the batch against its samples alone."""
+"""Each operation against torchvision's with the same parameters, and each view of a batch against the sample alone."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_neutral_parameters_change_nothing():
 
 
 def test_views_come_back_in_order_and_normalised():
-    """Gray and coloured samples are packed apart; each view must be what its sample gives alone."""
+    """Gray and coloured samples go apart, and every view must be the same as if its sample were alone."""
     rng = np.random.default_rng(0)
     samples = [rng.integers(0, 256, (3, 40, 40, 3) if i % 3 == 0 else (3, 40, 40), dtype=np.uint8) for i in range(7)]
     rows = np.stack([[views.draw_view(rng, 40, 40, (0.5, 1), ssl=v > 0) for v in range(3)] for _ in samples])

@@ -1,4 +1,4 @@
-"""The cache of pictures: what it holds, what it builds again, and what it says of a folder that cannot be used."""
+"""The cache of pictures: what it holds, what it builds again, and its error for a folder that cannot be used."""
 
 import os
 
@@ -42,7 +42,7 @@ def test_it_holds_every_size_of_every_picture(paths, tmp_path):
 
 
 def test_views_from_it_are_those_from_the_files(paths, tmp_path):
-    """The same boxes, within 1.5 grey levels in the mean."""
+    """The boxes are the same, and the views differ by less than 1.5 grey levels in the mean."""
     kept, files = build(tmp_path / "cache", paths)[0], images.Files(paths.__getitem__, len(paths))
     for i in (0, 1, 2, 3):
         one, two = (views.TrainViews(source, None, "slip", 64, 0).__getitems__([(0, i)]) for source in (kept, files))

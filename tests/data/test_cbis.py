@@ -1,4 +1,4 @@
-"""cbis_table on tiny Kaggle trees made by hand, each with a trap of the real files."""
+"""cbis_table on tiny trees made by hand as Kaggle has them, each with a trap of the real files."""
 
 import logging
 import os
@@ -84,7 +84,7 @@ def tree(tmp_path):
 
 
 def pick(root, **arguments):
-    """What lies under jpeg/ for each row."""
+    """-> the path under jpeg/ that each row of the table has."""
     jpeg = os.path.join(os.path.abspath(root), "jpeg")
     return [os.path.relpath(path, jpeg) for path in cbis_table(root, **arguments).path]
 

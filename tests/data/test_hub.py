@@ -1,4 +1,4 @@
-"""A text model's name on a machine without network: an answer within seconds, from the hub's cache if it is there."""
+"""A text model given by name without a network: an answer within seconds, from the hub's cache if that has it."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ print(without_delays() - began)
 
 
 def ask(home, endpoint, *names):
-    """-> what came of each name's tokenizer and of its weights, and the seconds that all of it waited."""
+    """Load each name's tokenizer and weights -> what came of each, and the seconds that were spent waiting."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_ENDPOINT": endpoint}
     words = [sys.executable, "-c", CODE, *names]
     done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200)
@@ -50,7 +50,7 @@ def silent():
 
 
 def put(home, name, source, *files):
-    """Some files of a folder, in the hub's cache as its library leaves them."""
+    """Put some files of a folder into the hub's cache, where its library would have put them."""
     root, commit = home / "hub" / f"models--{name.replace('/', '--')}", "a" * 40
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text(commit)

@@ -1,4 +1,4 @@
-"""Two runs that want one folder, or one cache: who is refused, who waits, and who takes over from the dead."""
+"""Two processes that want one folder or cache: which is refused, which waits, and which takes over from a dead one."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ def until(there):
 
 
 def elsewhere(folder):
-    """The lock of a process on another machine."""
+    """Write a lock file as a process on another machine would -> its path."""
     owner = {"host": "other-node", "pid": 7, "start": "1", "boot": "another", "namespace": "pid:[1]", "token": "t"}
     (folder / "new").write_text(json.dumps(owner))
     return (folder / "new").replace(folder / lock.NAME)
@@ -103,7 +103,7 @@ def test_the_second_run_is_refused_and_changes_nothing(roco, folders, tmp_path, 
 
 
 def test_of_many_at_once_one_has_it(tmp_path):
-    """First come with no lock there, and with one that a dead process left."""
+    """Of four processes one gets the lock: of a free folder, and of one that a dead process had locked."""
     dead = fork(lambda: None)
     os.waitpid(dead, 0)
     stale = json.dumps({**lock.myself(), "pid": dead})
@@ -128,7 +128,7 @@ def test_of_many_at_once_one_has_it(tmp_path):
                 os.write(found[1], b"-")
 
         children = [fork(compete) for _ in range(4)]
-        os.close(found[1])  # a child that dies is an end of file, and not a wait for ever
+        os.close(found[1])  # if a child dies, reading from it ends instead of waiting for ever
         os.close(begin[1])
         assert sorted(os.read(found[0], 1) for _ in children) == [b"+", b"-", b"-", b"-"]
         os.close(ended[1])
@@ -141,7 +141,7 @@ def test_of_many_at_once_one_has_it(tmp_path):
 
 @pytest.mark.parametrize("reaped", [False, True])
 def test_a_killed_run_does_not_stop_its_successor(tmp_path, reaped):
-    """Also while its parent has not yet asked what became of it."""
+    """Not even while it is a zombie, because its parent has not yet waited for it."""
     with holder(tmp_path) as child:
         os.kill(child, signal.SIGKILL)
         if reaped:
@@ -164,11 +164,11 @@ def test_a_run_killed_on_another_host(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(lock, "WATCH", 0.1)
     path = elsewhere(tmp_path)
     os.utime(path, (time.time() - 3600,) * 2)
-    with lock.Lock(tmp_path, "--output-dir"):  # long ago: after WATCH, and not STALE
+    with lock.Lock(tmp_path, "--output-dir"):  # touched long ago: taken over after WATCH seconds, not STALE
         pass
     path = elsewhere(tmp_path)
     claim = tmp_path / f"{lock.NAME}.claim.tmp"
-    claim.touch()  # by a successor that was killed while it took over
+    claim.touch()  # left by another process that was killed while it took over
     for one in (path, claim):
         os.utime(one, (time.time() - 3600,) * 2)
     with lock.Lock(tmp_path, "--output-dir"):
@@ -176,9 +176,9 @@ def test_a_run_killed_on_another_host(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(lock, "STALE", 0.3)
     path = elsewhere(tmp_path)
     os.utime(path, (time.time() + 60,) * 2)  # so that the first look, however late, is not the last
-    with lock.Lock(tmp_path, "--output-dir"):  # lately: when its touches have been missing for long enough
+    with lock.Lock(tmp_path, "--output-dir"):  # touched lately: taken over STALE seconds later
         assert "waiting for process 7 on other-node, up to" in caplog.text
-    path.touch()  # one that was being written when its process was killed, and that names nobody
+    path.touch()  # an empty one: its process was killed before it had written its name
     with lock.Lock(tmp_path, "--output-dir"):
         pass
     assert not list(tmp_path.iterdir())
@@ -186,7 +186,7 @@ def test_a_run_killed_on_another_host(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("late", [0, 3600])
 def test_a_run_that_lives_on_another_host(tmp_path, late):
-    """Its clock may be late, where a file system takes the times of its clients."""
+    """Also if that host's clock is an hour late, on a file system that takes the times of its clients."""
     path, stop = elsewhere(tmp_path), threading.Event()
 
     def touch():
@@ -215,7 +215,7 @@ def test_the_owner_touches_it_and_notices_that_it_is_no_longer_the_owner(tmp_pat
         until(lambda: held.lost is not None)
         with pytest.raises(InputError, match="process 7 on other-node has taken it over"):
             held.check()
-    assert held.path.exists()  # not ours to remove
+    assert held.path.exists()  # it belongs to the other process
 
 
 def test_a_run_that_was_cut_off_notices_that_another_has_come_and_gone(tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_a_folder_that_stays_empty_is_removed(tmp_path):
 
 
 def wait_for_a_builder(tmp_path, caplog, meanwhile):
-    """pictures() while another process holds the cache's lock; `meanwhile(child, cache)` -> what pictures() gave."""
+    """pictures() while another process holds the cache's lock; `meanwhile(child, cache)` -> what it returned."""
     caplog.set_level("INFO", logger="medslip")
     paths = [str(tmp_path / f"{number}.jpg") for number in range(3)]
     for number, path in enumerate(paths):

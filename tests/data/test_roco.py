@@ -1,4 +1,4 @@
-"""ROCO's tree: by id or PMC name, with what is missing counted and named, and its malformed rows refused."""
+"""ROCO's tree: images by id or by PMC name, missing ones counted and named, and malformed rows refused."""
 
 import numpy as np
 import pytest

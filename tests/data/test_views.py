@@ -1,4 +1,4 @@
-"""Decoding, the draws of every view against torchvision's, and the order of the batches."""
+"""Decoding, the drawn parameters of every view against torchvision's, and the order of the batches."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +64,7 @@ def test_unreadable_files_are_found(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_threads_refuse_a_bomb_each_by_itself(tmp_path, monkeypatch):
-    """One thread is done with its file before the other opens its own, which Pillow would only warn of."""
+    """One thread is done with its file before the other opens its own, of a size that Pillow only warns of."""
     picture(0).save(tmp_path / "small.png")
     Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
     both, done, plain = threading.Barrier(2), threading.Event(), Image.open
@@ -123,7 +123,7 @@ def test_parameters_are_distributed_as_slips():
 
 @pytest.mark.parametrize("size", [(90, 70), (700, 901)])
 def test_crops_are_torchvisions_for_the_same_boxes(size):
-    """Within 1.5 grey levels in the mean: its bilinear resize averages in one step, ours halves first."""
+    """They differ by less than 1.5 grey levels in the mean: torchvision averages in one step, ours halves first."""
     image = picture(3, size, colour=True)
     rng = np.random.default_rng(0)
     errors = []
@@ -207,7 +207,7 @@ def test_whole_views(fit, inside):
 
 
 def test_captions_of_like_length_share_a_chunk():
-    """20 captions of 1 to 20 words in three chunks; put back in order they are what they were."""
+    """20 captions of 1 to 20 words go into three chunks; `text_order` puts them back in order."""
     captions = [" ".join(["mass"] * (1 + (7 * i) % 20)) for i in range(20)]
     tokens = Tokens(from_json(train_bpe(captions, 300)), captions, 30)
     batch = tokens.batch(range(20))
