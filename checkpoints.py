@@ -32,6 +32,8 @@ MEDCLIP_RENAMES = (
     (r"^text_model\.projection_head\.", "text_projection."),
     (r"^text_model\.model\.", "text_encoder."),
 )
+# Parts that a checkpoint may have and a model may lack; any other key that the model does not know is an error.
+PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale")
 SLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
@@ -251,9 +253,6 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
         f"weights: {path} ({layout.name} layout)" + (f"; stay as initialised: {', '.join(left)}" if left else "")
     )
     return loaded
-
-
-PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale")
 
 
 def download_medclip(arch: str) -> Path:

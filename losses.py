@@ -131,6 +131,11 @@ class SLIPLoss(nn.Module):
 
 
 def create_loss(args) -> nn.Module:
-    """The loss of `args.objective`, made with those of the arguments that options.OBJECTIVES names for it."""
+    """The loss of `args.objective`, made with those of the arguments that options.OBJECTIVES names for it.
+
+    It may have no parameters: what trains belongs to models.MedSLIP.
+    """
     objective = OBJECTIVES[args.objective]
-    return pkgutil.resolve_name(objective.loss)(*(getattr(args, name) for name in objective.flags))
+    loss = pkgutil.resolve_name(objective.loss)(*(getattr(args, name) for name in objective.flags))
+    assert not list(loss.parameters()), f"{objective.loss}: its parameters would not be trained"
+    return loss

@@ -49,7 +49,7 @@ def main(args) -> None:
         run.check_data(pairs["train"])
         overlap = distributed.on_rank0(audit.article_overlap, pairs["train"], pairs["validation"])
 
-        # The model. Its weights are those of 1. --resume, 2. the folder's checkpoint, 3. --pretrained, 4. none: random.
+        # The model. Its weights: the checkpoint to go on with (resume.open_checkpoint), else those of --pretrained.
         torch.manual_seed(args.seed)
         tokenizer, serialised = make_tokenizer(args, run.checkpoint, pairs["train"])
         model = make_model(args, run.checkpoint, run.path, tokenizer, device)
@@ -77,7 +77,10 @@ def main(args) -> None:
 
 
 def train_epoch(update: Update, loader, batches: EpochBatches, args, between_steps) -> dict:
-    """The rest of an epoch -> means of its losses, and the rate. Nothing is read back between logs."""
+    """Train the steps that are left of an epoch -> its record: mean losses, learning rate, samples/s.
+
+    The device is read only when a line is shown.
+    """
     update.model.train()
     total, warmup = args.epochs * batches.steps, round(args.warmup_epochs * batches.steps)
     progress = Progress(batches.steps, args.print_freq, f"epoch {batches.epoch}", batches.first_step)
@@ -105,14 +108,14 @@ def train_epoch(update: Update, loader, batches: EpochBatches, args, between_ste
 
 
 def settle_defaults(args) -> None:
-    """Fill in what a checkpoint to go on with has not settled."""
+    """Defaults of the arguments that neither the command nor a checkpoint to go on with gave."""
     args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
     args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
     args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
 
 
 def read_data(args) -> tuple[dict, dict]:
-    """-> {"train": roco.Pairs, "validation": the same, or None without that split}, and their counts."""
+    """-> {"train": Pairs, "validation": Pairs or None} (data/sets.py), and {split: counts}."""
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
     found = {split: distributed.on_rank0(read_split, args, entry, split) for split in ("train", "validation")}
     pairs = {split: some for split, (some, _) in found.items()}
@@ -205,7 +208,7 @@ def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
 
 
 def make_model(args, resumed, resumed_path, tokenizer, device):
-    """The model with its initial weights, on the device, its towers locked or frozen as asked."""
+    """The model with its initial weights, on the device; what --lock-* and --freeze-bn ask for is frozen."""
     model = models.create_model(
         args.arch, args.objective, args.pretrained if resumed is None else "none", args.text_model, args.text_pooling,
         len(tokenizer) if tokenizer else None, args.ssl_mlp_dim, args.ssl_emb_dim, args.image_size,

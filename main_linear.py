@@ -42,7 +42,7 @@ def main(args) -> None:
         leaks = distributed.on_rank0(audit.probe_audit, entry, data["train"], data["test"], args.allow_leakage)
         audit.show(leaks)
 
-        # The encoder, and its features. All processes extract them; the first alone goes on.
+        # The encoder, and its features. All processes extract them; only rank 0 goes on.
         torch.manual_seed(args.seed)
         model = make_encoder(args, probe, contents, path, data["test"].classes, device)
         partial = out / "partial_features"
@@ -99,7 +99,7 @@ def read_data(args, entry: dict) -> dict[str, datasets.Labelled]:
 
 
 def read_split(args, entry: dict, split: str) -> datasets.Labelled:
-    """A split, all of whose images can be read: --skip-broken leaves the others out, without it they are an error."""
+    """A split. An image that cannot be read is an error, or with --skip-broken left out."""
     data = datasets.labelled_set(entry, split)
     broken = images.unreadable((image for image in data.images if isinstance(image, str)), decode=args.skip_broken)
     if broken and not args.skip_broken:
@@ -117,7 +117,7 @@ def read_split(args, entry: dict, split: str) -> datasets.Labelled:
 
 
 def make_encoder(args, probe, contents: dict | None, path: str | None, classes: list[str], device):
-    """The model that the probe asks for, frozen, on the device; --features is settled by what its weights have."""
+    """The frozen model, on the device. Without --features: projected if its weights have a projection, else pooled."""
     model, loaded = probe.make_model(args, contents, path, classes)
     if args.features is None:  # a random projection would only lose what the encoder knows
         args.features = "projected" if "image_projection" in loaded else "pooled"
@@ -147,7 +147,7 @@ def make_pictures(args, entry: dict, split: str, data: datasets.Labelled):
     if args.cache == "none":
         return data
     if not isinstance(data.images[0], str):
-        logger.warning(f"--cache: not for type '{entry['type']}', whose images are no files of their own")
+        logger.warning(f"--cache has no effect on type '{entry['type']}': its images are not separate files")
         return data
     path = data.images.__getitem__
     return cache.pictures(args.cache, entry["path"], f"{args.dataset}-{split}", path, len(data), args.image_size)

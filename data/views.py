@@ -17,8 +17,10 @@ from options import OBJECTIVES
 
 # Columns of a view's parameters: the crop in pixels of the image file, then what augment.py applies. An operation that
 # is left out has its neutral value. Four columns from ORDER on hold the order of the four operations of ColorJitter.
-LEFT, TOP, WIDTH, HEIGHT, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, SIGMA, FLIP = (*range(9), 12, 13, 14)
-N_PARAMS = 15
+LEFT, TOP, WIDTH, HEIGHT = range(4)
+BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER = range(4, 9)
+GRAY, SIGMA, FLIP = range(ORDER + 4, ORDER + 7)
+N_PARAMS = FLIP + 1
 CLIP_SCALE, SSL_SCALE = (0.5, 1.0), (0.08, 1.0)  # a crop's share of the area, as in SLIP's main.py and datasets.py
 
 cv2.setNumThreads(0)  # the loader's processes already occupy the cores
@@ -136,13 +138,14 @@ class TrainViews(torch.utils.data.Dataset):
     def __init__(self, pictures, tokens, objective: str, image_size: int, seed: int):
         self.pictures, self.tokens, self.image_size, self.seed = pictures, tokens, image_size, seed
         needs = OBJECTIVES[objective]
-        self.scales = (CLIP_SCALE,) * needs.text + (SSL_SCALE,) * 2 * needs.views
+        # (scale, ssl) of each view, see `draw_view`
+        self.kinds = ((CLIP_SCALE, False),) * needs.text + ((SSL_SCALE, True),) * 2 * needs.views
 
     def draw(self, epoch: int, i: int) -> tuple[Picture, np.ndarray]:
         """-> the picture and its views' parameters (V, N_PARAMS); the CLIP view first, then SimCLR's two."""
         picture = halvings(self.pictures[i], self.image_size)
         rng = np.random.default_rng((self.seed, epoch, i))
-        rows = [draw_view(rng, picture.width, picture.height, scale, ssl=scale is SSL_SCALE) for scale in self.scales]
+        rows = [draw_view(rng, picture.width, picture.height, *kind) for kind in self.kinds]
         return picture, np.stack(rows)
 
     def __getitems__(self, keys) -> dict[str, torch.Tensor]:
@@ -158,7 +161,7 @@ class TrainViews(torch.utils.data.Dataset):
             crop(picture, rows[i][view], self.image_size, out)
 
         batch = {
-            **pack(pictures(), len(keys), len(self.scales), self.image_size, fill),
+            **pack(pictures(), len(keys), len(self.kinds), self.image_size, fill),
             "params": torch.from_numpy(np.stack(rows)),
             "sample": torch.tensor([i for _, i in keys]),
         }

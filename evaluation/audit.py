@@ -189,7 +189,7 @@ class Overlap:
 
 
 def article_overlap(train, validation) -> Overlap:
-    """The overlap of two splits of pairs (datasets.Pairs), logged; `validation` may be None."""
+    """The overlap of two splits of pairs (sets.Pairs), logged; `validation` may be None."""
     if validation is None:
         return Overlap([], None, {})
     articles = roco.articles(validation.root, validation.ids)

@@ -136,7 +136,7 @@ def retrieval_scores(model, tokenizer, saved: dict, root: str) -> dict:
 
 
 class Pictures:
-    """The pictures of roco.Pairs."""
+    """The pictures of sets.Pairs."""
 
     def __init__(self, pairs):
         self.pairs = pairs

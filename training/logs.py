@@ -12,8 +12,8 @@ from utils import InputError, logger
 
 
 class Log:
-    """Takes an epoch's record; on rank 0 only. Lines that the disk refuses are kept and tried again; one that it cut
-    short is cut off."""
+    """Takes an epoch's record; on rank 0 only. Lines that the disk refuses are kept and tried again; a
+    half-written one is removed."""
 
     def __init__(self, out: Path, args):
         self.path, self.waiting = out / "log.txt", []
@@ -54,8 +54,8 @@ class Log:
         if self.waiting:
             logger.info("".join(self.waiting).rstrip())
             raise InputError(
-                f"{self.failure}: {len(self.waiting)} lines are missing at its end: make room, and add them from the "
-                "output"
+                f"{self.failure}: {len(self.waiting)} lines are missing at its end: make room, and copy them there "
+                "from the lines printed above"
             )
 
 

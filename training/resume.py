@@ -20,7 +20,7 @@ WATCHED = (
 def open_checkpoint(out: Path, asked: str | None) -> tuple[dict | None, str | None]:
     """The checkpoint that a run goes on with, and its path: the newest whole one in `out`, or `asked` (--resume).
 
-    `asked` comes first unless the one in `out` began with it: the same command again goes on. None, None if there is
+    `asked` it is, unless that in `out` is of a run that was started with the same --resume. None, None if there is
     none. Raises InputError if `asked` is damaged, or if all of the run's own are.
     """
     own = distributed.on_rank0(newest_whole, out)
@@ -54,7 +54,7 @@ def newest_whole(out: Path) -> str | None:
 
 
 def check_same_run(args, contents: dict, path) -> None:
-    """A run goes on only as itself: take the architecture from its checkpoint, refuse another one."""
+    """Take arch, normalize and image size from the checkpoint; refuse a run that differs in SAME, warn of WATCHED."""
     saved = checkpoints.own_arguments(contents)
     if saved is None or not all(key in contents for key in ("optimizer", "epoch", "step", "progress")):
         raise InputError(f"{path}: not a checkpoint of main.py: give weights as --pretrained, not --resume")
@@ -106,14 +106,17 @@ def keep_global_batch(args, total: int, saved: dict, path) -> None:
         for grad_cache, update_freq in ((args.grad_cache, freq), (saved["grad_cache"], saved["update_freq"]))
     )
     if now != before or not (now or args.batch_size * world == total // saved["update_freq"]):
-        logger.warning("without --grad-cache the negatives are those of a micro-batch: they are not those of before")
+        logger.warning(
+            "without --grad-cache the negatives come from a micro-batch, whose size or kind has changed since the run "
+            "began"
+        )
 
 
 def restore(contents: dict, optimizer, scaler, args, path) -> None:
     """Load the optimiser's and the scaler's state. Raises InputError if they are of another run."""
     try:
         optimizer.load_state_dict(contents["optimizer"])
-        # The arguments hold, not the file.
+        # This command's arguments count, not the checkpoint's.
         for group, decay in zip(optimizer.param_groups, (args.wd, 0.0), strict=True):
             group.update(weight_decay=decay, betas=args.betas, eps=args.eps)
         if scaler.is_enabled() and contents["scaler"]:
@@ -134,5 +137,5 @@ def check_data(contents: dict, data: int, path) -> None:
 
 
 def fingerprint(pairs) -> int:
-    """CRC-32 over the ids and captions of roco.Pairs."""
+    """CRC-32 over the ids and captions of sets.Pairs."""
     return zlib.crc32(pairs.captions.buffer, zlib.crc32(pairs.ids.buffer))

@@ -25,7 +25,7 @@ def open_run(args) -> Iterator["Run"]:
 
 
 class Run:
-    """What goes on over the epochs. Opened, it has `checkpoint`, the contents to go on with, and their `path`, or None.
+    """A run's state over its epochs. After opening, `checkpoint` and `path` are what it goes on with, or None.
 
     `begin` takes what trains; then `epochs`, with `between_steps` after every step and `end_epoch`; `finish` at last.
     """
@@ -39,7 +39,7 @@ class Run:
             self.epoch, self.first_step = self.checkpoint["epoch"], self.checkpoint["progress"]["step_in_epoch"]
 
     def done(self) -> bool:
-        """Whether all epochs are done: says so."""
+        """Whether all epochs are done; if so, logs it."""
         if self.epoch < self.args.epochs or self.args.evaluate:
             return False
         logger.info(f"{self.path}: all {self.args.epochs} epochs are done; raise --epochs to go on")
@@ -54,7 +54,7 @@ class Run:
     def begin(self, update, batches, pairs: dict, notes: dict, tokenizer: str | None) -> None:
         """Restore what the checkpoint has of `update`, and open the folder.
 
-        `pairs` {split: roco.Pairs} and `notes` are written down; `tokenizer` is the serialised one, if a run trained
+        `pairs` {split: sets.Pairs} and `notes` are written down; `tokenizer` is the serialised one, if a run trained
         it.
         """
         self.update, self.batches, self.tokenizer = update, batches, tokenizer
@@ -134,7 +134,7 @@ class Run:
         }  # fmt: skip
 
     def leave(self, step_in_epoch: int) -> None:
-        """Save, and raise Interrupted: utils.EXIT_INTERRUPTED."""
+        """Save, and raise Interrupted (exit code utils.EXIT_INTERRUPTED)."""
         self.update.verdicts.settle()
         self.saver.save(self.state(step_in_epoch))
         with contextlib.suppress(InputError):  # after printing its lines: the run is saved, and will go on

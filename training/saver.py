@@ -18,7 +18,7 @@ from utils import InputError, host_buffer, logger, mark, queued
 
 LATEST, PREVIOUS, BEST = "checkpoint.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 PATIENCE = 300.0  # seconds that a save waits for the one before it; a network disk may hang
-LARGE = 1 << 20  # bytes; only parameters and moments are as large, and these change in the optimiser's update alone
+LARGE = 1 << 20  # bytes; larger tensors are parameters or moments, which only the optimiser changes: copied later
 
 
 class Saver:
@@ -68,7 +68,7 @@ class Saver:
         return self.best is None or score > self.best or not (self.folder / BEST).exists()
 
     def save(self, state: dict, score: float | None = None) -> None:
-        """Let the writer write `state`, as it is now: call `wait_for_copy` before the large tensors are changed.
+        """Start to write `state` in the background. Call `wait_for_copy` before parameters or moments change.
 
         `score` is that of an evaluation of just this state. The file's `best` is the score of the checkpoint_best.pt
         beside it.

@@ -50,7 +50,10 @@ class StopRequest:
         self.received.add(number)
 
     def check(self) -> list[signal.Signals]:
-        """Call between two steps, on every rank: `signals`, which any rank had got by the call before this one."""
+        """Call between two steps, on every rank -> the signals that any rank had got by the previous call.
+
+        One call late, so that no rank waits; with one process, by this call.
+        """
         flags = torch.tensor([one in self.received for one in SIGNALS], dtype=torch.int32)
         if self.group is not None:
             flags, self.flags = self.flags, flags

@@ -1,4 +1,4 @@
-"""One update of the weights: a step's micro-batches, exact in their negatives, guarded against losses not finite.
+"""One update of the weights from a step's micro-batches; a step whose losses are not finite changes nothing.
 
 With the gradient cache (GradCache: Gao et al., RepL4NLP 2021; open_clip's accum-freq) the micro-batches are encoded
 without gradient, the projections and losses see all of them at once, and a second pass carries their gradient into
@@ -21,7 +21,7 @@ from training.verdicts import LOGIT_SCALE, LOSS_SCALE, NORM, Verdicts
 
 
 class Update:
-    """Callable: the host's batches of a step -> the model, its optimiser and `totals` one step further.
+    """Called with a step's batches (on the host), it updates the model, the optimiser and `totals`.
 
     `network` is the model or its DistributedDataParallel. With fp16 (`args.amp`) the losses are scaled by `scaler`.
     """
@@ -75,13 +75,13 @@ class Update:
         return contextlib.nullcontext() if last or self.network is self.model else self.network.no_sync()
 
     def run_backward(self, *tensors_and_gradients) -> None:
-        # Recomputed activations (--grad-checkpointing) must not count twice in the running statistics.
+        # Recomputed activations (--grad-checkpointing) must not count twice in the batch norms' running statistics.
         recomputes = statistics_kept(self.model) if self.args.grad_checkpointing else contextlib.nullcontext()
         with recomputes:
             torch.autograd.backward(*tensors_and_gradients)
 
     def backward(self, batches, step) -> tuple[dict, torch.Tensor]:
-        """Each micro-batch with its own negatives (SLIP's accumulation) -> means of the losses, finite rows."""
+        """Each micro-batch with its own negatives (SLIP's accumulation) -> the mean losses, and `finite_rows`."""
         sums, rows = {}, []
         for micro, batch in enumerate(batches):
             with self.synchronised(micro == len(batches) - 1):
@@ -96,7 +96,7 @@ class Update:
         return sums, torch.cat(rows)
 
     def backward_cached(self, batches, step) -> tuple[dict, torch.Tensor]:
-        """All micro-batches against each other -> the losses of the whole batch, finite rows."""
+        """All micro-batches against each other -> the losses of the whole batch, and `finite_rows`."""
         cache = []
         for micro, batch in enumerate(batches):
             inputs = self.inputs(batch, step, micro)

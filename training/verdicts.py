@@ -1,7 +1,7 @@
 """What the steps found: read when later ones have been queued, so that the host never waits for the device.
 
-A step whose losses were not finite has been left out on the device itself. Here it is counted, or ends the run, with
-the samples that it was about.
+A step whose losses were not finite has been left out on the device itself. Here it is counted, or ends the run, and
+its samples are named.
 """
 
 import math
@@ -23,7 +23,7 @@ NORM, LOGIT_SCALE, LOSS_SCALE = "gradient norm", "logit scale", "loss scale"  # 
 
 @dataclass
 class Found:
-    """A step's numbers on their way from the device, and what an error would say of the step."""
+    """A step's numbers on their way from the device, and what an error message needs."""
 
     epoch: int
     step: int
@@ -39,7 +39,7 @@ class Found:
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
     def overflowed(self) -> bool:
-        """Whether only the loss scale was too high for the gradient: no failure, since the scaler lowers it."""
+        """Whether the gradient overflowed in fp16: no failure, the scaler lowers its scale."""
         numbers = self.numbers()
         return numbers.get(LOSS_SCALE, 0) > 1 and not math.isfinite(numbers[NORM])
 
@@ -130,7 +130,7 @@ class Verdicts:
         return str(self.folder / name)
 
     def state_dict(self) -> dict:
-        # Steps under way at a save are `clean`: the next judgement would end a row of failures.
+        # A run is saved only if the pending steps are clean, and a clean step ends a row of failures.
         in_a_row = 0 if self.pending else self.in_a_row
         overflows = self.overflows + sum(found.overflowed() for found in self.pending)
         return {"skipped": self.skipped, "in_a_row": in_a_row, "overflows": overflows}
