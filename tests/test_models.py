@@ -109,3 +109,10 @@ def test_gradient_checkpointing_changes_no_gradient(arch, size):
     plain = gradients()
     model.checkpoint_gradients()
     assert torch.allclose(gradients(), plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+
+
+def test_an_encoder_that_cannot_recompute_its_activations():
+    model = models.create_model("resnet10t", None)
+    model.image_encoder = torch.nn.Flatten()
+    with pytest.raises(InputError, match="--grad-checkpointing: Flatten cannot"):
+        model.checkpoint_gradients()
