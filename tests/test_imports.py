@@ -1,6 +1,6 @@
 """Imports run one way: scripts -> evaluation -> training -> models, losses -> data -> utils.
 
-Every module is parsed; imports inside functions and names in tables count too. The tests, benchmarks and experiments may
+Every module is parsed; imports inside functions and names in tables count too. Tests, benchmarks and experiments may
 import anything.
 """
 
