@@ -55,7 +55,7 @@ def main(args) -> None:
         predict, selected = probe.fit(rows.get("train"), data["train"], args)
         probabilities = predict(rows["test"])
 
-        # What it says of them.
+        # The results, written down and printed.
         summary = results.summarise(args, data, probabilities, selected, leaks, device)
         held.check()
         results.write_results(out, summary, data, found, probabilities)
