@@ -19,7 +19,6 @@ import torch
 import checkpoints
 import distributed
 import models
-import utils
 from training.saver import BEST, LATEST
 from utils import InputError
 
@@ -39,8 +38,9 @@ def main(args) -> None:
         raise InputError(f"--out {out}: is there already: give a new folder")
     path = checkpoint_of(Path(args.run).expanduser())
     model, saved = read_model(path)
-    unfinished = utils.make_folder(out.with_name(f".{out.name}.{os.getpid()}.tmp"))
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
+        unfinished.mkdir(parents=True)
         read_back = pkgutil.resolve_name(FORMATS[args.to])(model, saved, unfinished)
         given = inputs(model, saved["image_size"])
         found, own = read_back(given), embeddings(model, given)

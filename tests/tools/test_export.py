@@ -68,6 +68,7 @@ def small(tmp_path):
         ("full/weights.pt", "out", "weights.pt: not a checkpoint of main.py"),
         ("empty", "out", "empty: holds neither checkpoint_best.pt nor checkpoint.pt"),
         ("nowhere", "out", "nowhere: no such checkpoint"),
+        ("run", "full/weights.pt/out", "out: cannot be written (Not a directory)"),
     ],
 )
 def test_bad_input(small, scripts, run, out, message):
