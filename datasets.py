@@ -1,7 +1,6 @@
 """The catalog: the name of a data set -> pairs to train on, or a labelled set to probe. The readers are in data/."""
 
 import json
-import pkgutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from data.cbis import cbis_table
 from data.folders import SPECIAL
 from data.roco import read_pairs, roco_table
 from data.sets import Labelled, Pairs
-from utils import InputError, read_text
+from utils import InputError, read_text, resolve
 
 __all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "paired_set", "read_pairs", "roco_table"]
 
@@ -81,7 +80,7 @@ def paired_set(entry: dict, split: str, metadata=None, subset: str = "all", opti
     if known.gives is not Pairs:
         fit = " or ".join(f"'{name}'" for name, other in TYPES.items() if other.gives is Pairs)
         raise InputError(f"--dataset {entry['name']}: type '{entry['type']}' has no captions; main.py takes type {fit}")
-    return pkgutil.resolve_name(known.reader)(entry, split, metadata, subset, optional)
+    return resolve(known.reader)(entry, split, metadata, subset, optional)
 
 
 def labelled_set(entry: dict, split: str) -> Labelled:
@@ -94,7 +93,7 @@ def labelled_set(entry: dict, split: str) -> Labelled:
         raise InputError(f"--dataset {entry['name']}: has captions and no classes: a probe needs a labelled set")
     if not Path(entry["path"]).exists() and entry["type"] != "special":
         raise InputError(f"{entry['path']}: no such folder: correct the path of '{entry['name']}' or give --root")
-    data = pkgutil.resolve_name(known.reader)(entry, split)
+    data = resolve(known.reader)(entry, split)
     if len(data) == 0:
         raise InputError(f"{entry['path']}: no {split} image of '{entry['name']}'")
     return data

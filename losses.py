@@ -5,8 +5,6 @@ through the gather, so that the average that DistributedDataParallel takes is th
 batch, for every term. With a global batch of BLOCK_FROM or more the logits are never held as a whole: see RowBlocks.
 """
 
-import pkgutil
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from distributed import gather, rank
 from options import OBJECTIVES
-from utils import full_precision
+from utils import full_precision, resolve
 
 BLOCK_FROM = 4096  # columns
 BLOCK = 512  # rows
@@ -136,6 +134,6 @@ def create_loss(args) -> nn.Module:
     It may have no parameters: what trains belongs to models.MedSLIP.
     """
     objective = OBJECTIVES[args.objective]
-    loss = pkgutil.resolve_name(objective.loss)(*(getattr(args, name) for name in objective.flags))
+    loss = resolve(objective.loss)(*(getattr(args, name) for name in objective.flags))
     assert not list(loss.parameters()), f"{objective.loss}: its parameters would not be trained"
     return loss

@@ -59,12 +59,12 @@ def main(args) -> None:
             return
 
         # What trains it.
+        loader = run.stack.enter_context(open_training(args, pairs["train"], tokenizer, batches, device))
         network = distribute(model, device) if distributed.world_size() > 1 else model
         loss = losses.create_loss(args)
         verdicts = Verdicts(pairs["train"].ids, run.out, args.on_nonfinite)
         update = Update(network, loss, make_optimizer(model, args), args, verdicts)
         run.begin(update, batches, pairs, {**notes, **overlap.notes()}, serialised)
-        loader = run.stack.enter_context(open_training(args, pairs["train"], tokenizer, batches, device))
         describe(args, update, batches, loader.num_workers)
 
         for _ in run.epochs():

@@ -5,7 +5,6 @@ dimensions. MedSLIP adds SLIP's SimCLR head (Mu et al., ECCV 2022; Chen et al., 
 """
 
 import math
-import pkgutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import checkpoints
 from data import hub
 from distributed import batch_norms
 from options import BIO_CLINICAL_BERT, OBJECTIVES
-from utils import InputError, queued
+from utils import InputError, queued, resolve
 
 EMBED_DIM = 512
 MEAN_STD = {  # name: (mean, std) of each channel, for pixels from 0 to 1
@@ -70,7 +69,7 @@ def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) ->
 
     Raises InputError for an unknown name, or if weights cannot be had.
     """
-    return pkgutil.resolve_name(source(arch).encoder)(arch, pretrained, image_size)
+    return resolve(source(arch).encoder)(arch, pretrained, image_size)
 
 
 def swin_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
@@ -336,7 +335,7 @@ def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float,
     published = source(arch).mean_std
     if published is None:
         raise InputError(f"--normalize timm: {arch} is not a timm encoder")
-    return pkgutil.resolve_name(published)(arch)
+    return resolve(published)(arch)
 
 
 def timm_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

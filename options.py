@@ -41,6 +41,7 @@ OBJECTIVES = {  # docs/EXTENDING.md adds one
     "clip": Objective("losses:CLIPLoss", text=True, views=False),
     "simclr": Objective("losses:SimCLRLoss", text=False, views=True, flags=("ssl_temp",)),
 }
+assert all(one.text or one.views for one in OBJECTIVES.values()), "an objective needs captions or views"
 
 
 class Parser(argparse.ArgumentParser):
@@ -297,6 +298,8 @@ def parse(parser, argv=None):
     if hasattr(args, "probe"):
         chosen = (args.probe,) if args.probe else ("logistic", "sgd")  # the number of training rows will tell
         taken = {flag for name in chosen for flag in PROBE_FLAGS.get(name, ())}
+        if args.probe == "zeroshot" and args.features == "pooled":
+            parser.error("--features pooled: zeroshot compares projected features with the prompts'")
         for name, flags in PROBE_FLAGS.items():
             given = [flag for flag in flags if flag not in taken and getattr(args, flag) is not None]
             if given:

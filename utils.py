@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import pkgutil
 import shutil
 import signal
 import socket
@@ -30,6 +31,14 @@ class Interrupted(Exception):
     def __init__(self, signals: list[signal.Signals]):
         super().__init__(", ".join(one.name for one in signals))
         self.signals = signals
+
+
+def resolve(name: str):
+    """What a table's "module:name" names, imported. Raises InputError if there is none."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"'{name}' of a table cannot be imported ({error}): correct its line") from None
 
 
 # Files

@@ -2,7 +2,6 @@
 
 import math
 import os
-import pkgutil
 import warnings
 from typing import ClassVar
 
@@ -20,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 import checkpoints
 import models
 from options import PROBES
-from utils import InputError, logger
+from utils import InputError, logger, resolve
 
 GRID = np.logspace(-5, 3, 13)  # C, the inverse of the L2 penalty
 LOGISTIC_ROWS = 50_000  # training rows above which that grid takes hours
@@ -57,7 +56,9 @@ class Probe:
 
 def named(name: str) -> Probe:
     """The probe of a name in options.PROBES."""
-    return pkgutil.resolve_name(PROBES[name])()
+    probe = resolve(PROBES[name])()
+    assert "test" in probe.splits and probe.recipe.keys() <= {"image_size", "normalize"}, f"{name}: see Probe"
+    return probe
 
 
 def choose(args, rows: int) -> Probe:

@@ -26,8 +26,6 @@ class ZeroShot(Probe):
 
         Raises InputError for a checkpoint without a text tower, and for prompts that are not of these classes.
         """
-        if args.features == "pooled":
-            raise InputError("--features pooled: --probe zeroshot compares the projected features with the prompts'")
         self.prompts = read_prompts(args.prompts, args.dataset, classes)
         saved = (checkpoints.own_arguments(contents) or {}) if contents is not None else {}
         objective = OBJECTIVES.get(str(saved.get("objective")))

@@ -185,8 +185,6 @@ def test_zero_shot(roco, folders, tmp_path, capsys):
     (tmp_path / "p.json").write_text('{"sets": {"imagenet": {"dark": ["a"], "light": ["b"]}}}')
     code, _, errors = run_cli(capsys, main_linear.main, options.linear_parser, *shown, "--prompts", tmp_path / "p.json")
     assert code == 2 and "p.json: the prompts of 'imagenet' must be lists of texts for bright, dark" in errors
-    code, _, errors = run_cli(capsys, main_linear.main, options.linear_parser, *shown, "--features", "pooled")
-    assert code == 2 and "--features pooled: --probe zeroshot compares the projected features" in errors
     code, _, errors = probe(
         capsys, tmp_path / "o", "--catalog", folders, "--dataset", "imagenet", "--probe", "zeroshot"
     )

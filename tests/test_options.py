@@ -43,6 +43,7 @@ def test_wrong_arguments_are_one_line(words, message, capsys):
     [
         (["--probe", "logistic", "--lr", "0.1", "--wd", "0"], "--lr, --wd: for --probe sgd, not for logistic"),
         (["--text-model", "tiny"], "--text-model: for --probe zeroshot, not for logistic or sgd"),
+        (["--probe", "zeroshot", "--features", "pooled"], "--features pooled: zeroshot compares projected features"),
     ],
 )
 def test_options_of_a_probe_that_it_would_ignore(words, message, capsys):

@@ -7,8 +7,8 @@ is read back, and what it makes of pixels and token ids is compared with the mod
 """
 
 import argparse
+import contextlib
 import os
-import pkgutil
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ import checkpoints
 import distributed
 import models
 from training.saver import BEST, LATEST
-from utils import InputError
+from utils import InputError, resolve
 
 # "module:function" each, imported when it is used. The function takes the model in eval mode, the run's arguments (a
 # dict) and an empty folder, and writes files there. It returns a function that computes from these files alone what
@@ -39,11 +39,13 @@ def main(args) -> None:
     path = checkpoint_of(Path(args.run).expanduser())
     model, saved = read_model(path)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    made = [folder for folder in unfinished.parents if not folder.exists()]  # the innermost first
     try:
         unfinished.mkdir(parents=True)
-        read_back = pkgutil.resolve_name(FORMATS[args.to])(model, saved, unfinished)
+        read_back = resolve(FORMATS[args.to])(model, saved, unfinished)
         given = inputs(model, saved["image_size"])
         found, own = read_back(given), embeddings(model, given)
+        assert found and all(value.shape == own[name].shape for name, value in found.items()), f"{args.to}: see FORMATS"
         differences = {name: (value - own[name]).abs().max().item() for name, value in found.items()}
         for name, difference in differences.items():
             if not difference <= LARGEST:  # nor if it is no number
@@ -56,6 +58,9 @@ def main(args) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}): make room, then try again") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: the export is in it
+                folder.rmdir()
     print(f"{out}: {', '.join(sorted(one.name for one in out.iterdir()))}, from {path}")
     print("largest difference: " + ", ".join(f"{name} embeddings {value:.2g}" for name, value in differences.items()))
 
@@ -73,7 +78,7 @@ def read_model(path: Path) -> tuple[models.MedSLIP, dict]:
     """A checkpoint of main.py -> its model in eval mode, and the run's arguments. Raises InputError."""
     contents = checkpoints.read(path)
     saved = checkpoints.own_arguments(contents)
-    if saved is None:
+    if saved is None or not isinstance(contents["model"], dict):
         raise InputError(f"{path}: not a checkpoint of main.py: only these can be exported")
     words = contents["model"].get("text_encoder.embeddings.word_embeddings.weight")
     try:

@@ -54,6 +54,7 @@ class Run:
     def begin(self, update, batches, pairs: dict, notes: dict, tokenizer: str | None) -> None:
         """Restore what the checkpoint has of `update`, and open the folder.
 
+        From here on a signal stops the run between two steps: what takes long before the first step comes earlier.
         `pairs` {split: sets.Pairs} and `notes` are written down; `tokenizer` is the serialised one, if a run trained
         it.
         """
@@ -68,6 +69,7 @@ class Run:
         self.log = logs.Log(self.out, self.args)
         self.saver = Saver(self.out, self.args.save_every, self.epoch * batches.steps + self.first_step, best)
         update.before_update = self.saver.wait_for_copy
+        self.stack.callback(self.saver.wait)  # a thread that writes must not meet the interpreter's end
         self.stop = self.stack.enter_context(StopRequest())
 
     def open_folder(self, pairs: dict, notes: dict) -> None:
@@ -116,6 +118,7 @@ class Run:
         logger.info(shown + ("  (best)" if self.saver.is_best(score) else ""))
         self.update.reset()
         self.epoch, self.first_step = self.epoch + 1, 0
+        self.held.check()
         self.saver.save(self.state(0), score)
 
     def state(self, step_in_epoch: int) -> dict:

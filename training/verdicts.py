@@ -99,7 +99,7 @@ class Verdicts:
         where = (
             f"epoch {found.epoch}, step {found.step}: {', '.join(failed)}; lr {found.lr:.4g}{scales}; "
             + ("samples without finite features: " if suspects else "samples of the first device: ")
-            + some(suspects or self.names(samples))
+            + first_names(suspects or self.names(samples))
         )
         if self.skipped <= MAX_SKIPPED:  # a folder full of them helps nobody
             where += f"; the batch is in {self.write_batch(found, failed, samples)}"
@@ -145,5 +145,5 @@ class Verdicts:
         return {name: count for name, count in counts.items() if count}
 
 
-def some(names: list[str], most: int = 16) -> str:
+def first_names(names: list[str], most: int = 16) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -57,6 +57,7 @@ def small(tmp_path):
         (tmp_path / name).mkdir()
     checkpoint(tmp_path / "run" / "checkpoint_best.pt", model, arch="resnet10t", objective="simclr", image_size=32)
     torch.save(model.state_dict(), tmp_path / "full" / "weights.pt")
+    torch.save({"model": torch.zeros(1), "args": {"arch": "resnet10t"}}, tmp_path / "full" / "no_model.pt")
     return tmp_path
 
 
@@ -69,6 +70,8 @@ def small(tmp_path):
         ("empty", "out", "empty: holds neither checkpoint_best.pt nor checkpoint.pt"),
         ("nowhere", "out", "nowhere: no such checkpoint"),
         ("run", "full/weights.pt/out", "out: cannot be written (Not a directory)"),
+        ("run", "new/folder/out", "--to medclip: MedCLIP has"),
+        ("full/no_model.pt", "out", "no_model.pt: not a checkpoint of main.py"),
     ],
 )
 def test_bad_input(small, scripts, run, out, message):
