@@ -41,7 +41,7 @@ def main(args) -> None:
     with open_run(args) as run:
         if run.done():
             return
-        settle_defaults(args)
+        models.settle_defaults(args)
 
         # The data.
         pairs, notes = read_data(args)
@@ -107,13 +107,6 @@ def train_epoch(update: Update, loader, batches: EpochBatches, args, between_ste
 # The data
 
 
-def settle_defaults(args) -> None:
-    """Defaults of the arguments that neither the command nor a checkpoint to go on with gave."""
-    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
-    args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
-    args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
-
-
 def read_data(args) -> tuple[dict, dict]:
     """-> {"train": Pairs, "validation": Pairs or None} (data/sets.py), and {split: counts}."""
     entry = datasets.find_entry(args.catalog, args.dataset, args.root)
@@ -128,11 +121,7 @@ def read_split(args, entry: dict, split: str):
     pairs = datasets.paired_set(entry, split, None if validation else args.metadata, args.subset, optional=validation)
     if pairs is None:
         return None, {}
-    broken = images.unreadable(pairs.paths(), decode=args.skip_broken)
-    if broken and not args.skip_broken:
-        for why in list(broken.values())[:20]:
-            logger.info(why)
-        raise InputError(next(iter(broken.values())) + (f" ({len(broken)} such files)" if len(broken) > 1 else ""))
+    broken = images.broken_files(pairs.paths(), args.skip_broken)
     if broken:
         pairs = pairs.without(set(broken))
         if len(pairs) == 0:

@@ -80,9 +80,7 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
             logger.warning(f"--{name.replace('_', '-')} {getattr(args, name)}: the published recipe has {value}")
     for name in ("arch", "image_size", "normalize"):
         setattr(args, name, getattr(args, name) or recipe.get(name, saved.get(name)))
-    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
-    args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
-    args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
+    models.settle_defaults(args)
     if args.pretrained == "medclip":
         path = checkpoints.download_medclip(args.arch)
         contents = checkpoints.read(path)
@@ -101,9 +99,7 @@ def read_data(args, entry: dict) -> dict[str, datasets.Labelled]:
 def read_split(args, entry: dict, split: str) -> datasets.Labelled:
     """A split. An image that cannot be read is an error, or with --skip-broken left out."""
     data = datasets.labelled_set(entry, split)
-    broken = images.unreadable((image for image in data.images if isinstance(image, str)), decode=args.skip_broken)
-    if broken and not args.skip_broken:
-        raise InputError(next(iter(broken.values())) + (f" ({len(broken)} such files)" if len(broken) > 1 else ""))
+    broken = images.broken_files((image for image in data.images if isinstance(image, str)), args.skip_broken)
     for reason in broken.values():
         logger.warning(f"left out: {reason}")
     data = data.without(set(broken)) if broken else data

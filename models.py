@@ -343,6 +343,13 @@ def timm_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return config.mean, config.std
 
 
+def settle_defaults(args) -> None:
+    """Set --arch, --image-size, --pretrained and --normalize where neither the command nor a checkpoint has."""
+    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
+    args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
+    args.normalize = args.normalize or default_normalize(args.arch, args.pretrained)
+
+
 def default_normalize(arch: str, pretrained: str) -> str:
     """The normalisation that the initial weights were trained with: what --normalize is if neither it nor a checkpoint
     says."""

@@ -111,8 +111,7 @@ class Training:
         if not section.gpu:
             given += [*SMALL, "--image-size", 32, "--batch-size", 8]
         args = options.parse(options.train_parser(), [str(word) for word in (*given, *words)])
-        args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
-        args.normalize = args.normalize or models.default_normalize(args.arch, args.pretrained)
+        models.settle_defaults(args)
         self.args, self.norm = args, models.mean_std(args.normalize, args.arch)
         self.dtype = dtype or utils.amp_dtype(args.amp, self.device)
         self.pairs = datasets.read_pairs(args.root, "train")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from utils import InputError
+from utils import InputError, logger
 
 warnings.filterwarnings("ignore", module="PIL")  # in all threads; what is wrong with a file is an InputError here
 
@@ -142,3 +142,16 @@ def unreadable(paths, decode: bool = False) -> dict[str, str]:
         while some := list(dict.fromkeys(itertools.islice(paths, 65_536))):  # map would hold every path
             found |= {path: why for path, why in zip(some, pool.map(reason, some), strict=True) if why}
     return found
+
+
+def broken_files(paths, skip: bool) -> dict[str, str]:
+    """{path: reason} of the files that --skip-broken (`skip`) leaves out, of which every one is then decoded.
+
+    Without it raises InputError if any is broken; the log names the first 20.
+    """
+    broken = unreadable(paths, decode=skip)
+    if broken and not skip:
+        for why in list(broken.values())[:20]:
+            logger.info(why)
+        raise InputError(next(iter(broken.values())) + (f" ({len(broken)} such files)" if len(broken) > 1 else ""))
+    return broken

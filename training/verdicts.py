@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,21 +35,22 @@ class Found:
     arrived: object  # its synchronize() waits for the values
     rows: torch.Tensor  # (n,) bool, whose features are all finite
 
+    @cached_property
     def numbers(self) -> dict[str, float]:
+        """By name, read once: waits for them."""
         self.arrived.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
     def overflowed(self) -> bool:
         """Whether the gradient overflowed in fp16: no failure, the scaler lowers its scale."""
-        numbers = self.numbers()
-        return numbers.get(LOSS_SCALE, 0) > 1 and not math.isfinite(numbers[NORM])
+        return self.numbers.get(LOSS_SCALE, 0) > 1 and not math.isfinite(self.numbers[NORM])
 
     def failed(self) -> list[str]:
         """What was not finite, "name value" each."""
         left_out = {LOGIT_SCALE, LOSS_SCALE} | ({NORM} if self.overflowed() else set())
         return [
             f"{name} {value}"
-            for name, value in self.numbers().items()
+            for name, value in self.numbers.items()
             if name not in left_out and not math.isfinite(value)
         ]
 
@@ -92,7 +94,7 @@ class Verdicts:
             self.in_a_row = 0
             return
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        numbers = found.numbers()
+        numbers = found.numbers
         samples = torch.cat([batch["sample"] for batch in found.batches])
         suspects = [name for names in all_objects(self.names(samples[~found.rows.cpu()])) for name in names]
         scales = "".join(f", {name} {numbers[name]:.4g}" for name in (LOGIT_SCALE, LOSS_SCALE) if name in numbers)
@@ -120,7 +122,7 @@ class Verdicts:
         """The step's packed views, parameters and tokens of this rank, as a file that torch.load opens -> its path."""
         name = f"nonfinite_step{found.step}" + (f"_rank{rank()}" if world_size() > 1 else "") + ".pt"
         contents = {
-            "epoch": found.epoch, "step": found.step, "lr": found.lr, "failed": failed, "numbers": found.numbers(),
+            "epoch": found.epoch, "step": found.step, "lr": found.lr, "failed": failed, "numbers": found.numbers,
             "ids": self.names(samples), "finite_features": found.rows.cpu(), "batches": found.batches,
         }  # fmt: skip
         try:

@@ -93,7 +93,7 @@ def test_overflows_that_a_lower_scale_cures_are_counted(roco, tmp_path, capsys, 
     norms, judge = [], Verdicts.judge
 
     def keep(self, found):
-        norms.append(found.numbers()["gradient norm"])
+        norms.append(found.numbers["gradient norm"])
         judge(self, found)
 
     monkeypatch.setattr(Verdicts, "judge", keep)
