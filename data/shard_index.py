@@ -35,6 +35,7 @@ PLACEHOLDER = "No caption found"  # BIOMEDICA's, for a figure without a caption
 # Then the ids of samples without an image, and what was left out, and why.
 COLUMNS = ("ids", "places", "captions", "articles", "patients", "labels", "numbers", "imageless", "faults")
 STRANGE = re.compile(r"[\x00-\x1f\x7f]")
+META = re.compile(r"__[^/]*__(/|$)")  # names that the library passes over
 
 
 class Index:
@@ -81,7 +82,7 @@ class Scan:
                 continue
             folders, slash, last = name.rpartition("/")
             stem, dot, suffix = last.partition(".")
-            if not stem or not dot or re.match("__[^/]*__(/|$)", name):  # the library passes these over, too
+            if not stem or not dot or META.match(name):
                 continue
             self.take(archive, name, folders + slash + stem, suffix.lower(), member)
         self.end_sample()
@@ -246,6 +247,7 @@ def make_all(shards: list[Path], keys: dict[str, str], processes: int):
                     yield jobs[job], job.result()
                     bar.update(1)
             except BrokenProcessPool:
-                raise InputError(f"{shards[0].parent}: a process that indexed its shards was killed: try again") from None
+                where = shards[0].parent
+                raise InputError(f"{where}: a process that indexed its shards was killed: try again") from None
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -85,7 +85,8 @@ def labelled_shards(entry: dict, split: str) -> Labelled:
         patients = None
     images = [os.path.join(entry["path"], file) for file in found.files]
     labels = np.array([numbers[name] for name in named], np.int64)
-    return Labelled(list(found.ids), labels, classes, patients and list(patients), images, entry.get("fit", "center256"))
+    patients, fit = patients and list(patients), entry.get("fit", "center256")
+    return Labelled(list(found.ids), labels, classes, patients, images, fit)
 
 
 class Samples:
@@ -100,7 +101,8 @@ class Samples:
         self.keys = {key: entry.get(key, key) for key in KEYS}
         paths = [Path(entry["path"], shard) for shard in shards]
         self.indices = shard_index.open_all(paths, self.keys)
-        self.counts = {name: sum(one.head["counts"][name] for one in self.indices) for name in ("samples", "placeholders")}
+        every = [one.head["counts"] for one in self.indices]
+        self.counts = {name: sum(one[name] for one in every) for name in ("samples", "placeholders")}
         self.ids = unique(self.column("ids"), self.indices, shards)
         self.files = Strings()
         for index, shard in zip(self.indices, shards, strict=True):
@@ -200,7 +202,7 @@ def find_shards(entry: dict, split: str) -> list[str]:
     root, shards = Path(entry["path"]), []
     for source in entry[split].split("::"):
         if re.match(r"[a-z0-9]+:", source) or "\0" in source:
-            raise InputError(f"--dataset {entry['name']}: '{source[:80]!a}': shards are read from the disk: give a path")
+            raise InputError(f"--dataset {entry['name']}: {source[:80]!a}: shards are read from the disk: give a path")
         names = expand(source)
         if any(mark in source for mark in "*?["):
             names = [name for one in names for name in sorted(glob.glob(one, root_dir=root))]

@@ -130,11 +130,13 @@ class Archive:
     def check_member(self, name: bytes, kind: int, records: dict) -> None:
         if kind in b"S" or any(key.startswith(b"GNU.sparse") for key in records):
             raise InputError(f"{self.path}: {shown(name)} is sparse: pack the shard without tar's --sparse")
-        if name.startswith(b"/") or b".." in name and b".." in name.split(b"/"):
+        if name.startswith(b"/") or (b".." in name and b".." in name.split(b"/")):
             raise InputError(f"{self.path}: the name {shown(name)} leads out of the shard: pack it with relative names")
 
     def field(self, digits: bytes, offset: int) -> int:
         """A number of a header: octal digits, or, where the first bit is set, binary."""
+        if (most := digits[:-1]).isdigit() and digits[-1] in b"\0 " and b"8" not in most and b"9" not in most:
+            return int(most, 8)  # as nearly all are
         if digits[0] in (0x80, 0xFF):
             value = int.from_bytes(digits[1:], "big") - (256 ** (len(digits) - 1) if digits[0] == 0xFF else 0)
             return value if value >= 0 else self.whole(b"", offset)
@@ -142,8 +144,8 @@ class Archive:
 
     def whole(self, digits: bytes, offset: int, base: int = 10) -> int:
         if not digits.isdigit() or len(digits) > 24 or (base == 8 and max(digits) > ord("7")):
-            what = "not a tar archive" if offset == 0 else f"damaged at byte {offset}, where a header's number should be"
-            raise self.damaged(what)
+            where = f"damaged at byte {offset}, where a header's number should be"
+            raise self.damaged(where if offset else "not a tar archive")
         return int(digits, base)
 
     def records(self, contents: bytes, offset: int) -> dict[bytes, bytes]:
