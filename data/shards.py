@@ -21,7 +21,6 @@ from utils import InputError, logger
 MOST_SHARDS = 1_000_000
 SUFFIX = ".tar"
 KEYS = ("id", "caption", "article", "patient", "label")  # fields of the JSON; the entry may call them otherwise
-BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.-?(\d{1,12}))?")
 SHOWN = 20  # faults that are named in the log
 
@@ -212,8 +211,8 @@ def find_shards(entry: dict, split: str) -> list[str]:
         absent = [name for name in names if not os.path.exists(root / name)]
         if absent or not names:
             raise InputError(
-                f"{root}: {len(absent)} of {len(names)} shards of '{source[:80]}' are not there"
-                + (f", the first is {absent[0]}" if absent else "")
+                f"{root}: {len(absent)} of {len(names)} shards of {source[:80]!a} are not there"
+                + (f", the first is {absent[0][:200]!a}" if absent else "")
                 + ": download them, or correct the entry"
             )
         shards += names
@@ -225,24 +224,30 @@ def find_shards(entry: dict, split: str) -> list[str]:
 
 def expand(text: str) -> list[str]:
     """Bash's braces: `{000..099}` counts, with as many digits; `{a,b}` lists. Raises InputError for over a million."""
-    if (match := BRACES.search(text)) is None:
+    start = text.find("{")
+    if start < 0:
         return [text]
-    if ends := RANGE.fullmatch(match[1]):
-        first, last, step = int(ends[1]), int(ends[2]), int(ends[3] or 1) or 1
-        count = abs(last - first) // step + 1
-        padded = any(re.match(r"-?0\d", word) for word in ends.groups()[:2])
-        width = max(map(len, ends.groups()[:2])) if padded else 0
-        words = (f"{first + (step if last >= first else -step) * k:0{width}d}" for k in range(count))
-    elif "," in match[1]:
-        words = match[1].split(",")
-        count = len(words)
+    depth, commas = 0, []
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if text[end] == "," and depth == 1:
+            commas.append(end)
+        if depth == 0 or depth > 9:
+            break
+    inner = text[start + 1 : end]
+    if commas and depth == 0:
+        words = [
+            word for one, other in itertools.pairwise([start, *commas, end]) for word in expand(text[one + 1 : other])
+        ]
+    elif (match := RANGE.fullmatch(inner)) and depth == 0:
+        first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
+        padded = any(re.match(r"-?0\d", word) for word in match.groups()[:2])
+        width = max(map(len, match.groups()[:2])) if padded else 0
+        numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+        words = (f"{number:0{width}d}" for number in itertools.islice(numbers, MOST_SHARDS + 1))
     else:
-        raise InputError(f"'{text[:80]}': expected braces such as {{000000..000999}} or {{a,b}}")
-    if count > MOST_SHARDS:
-        raise InputError(f"'{text[:80]}': {count:,} shards are too many")
-    found = []
-    for word in words:
-        found += expand(text[: match.start()] + word + text[match.end() :])
-        if len(found) > MOST_SHARDS:
-            raise InputError(f"'{text[:80]}': over {MOST_SHARDS:,} shards are too many")
-    return found
+        raise InputError(f"{text[:80]!a}: expected braces such as {{000000..000999}} or {{a,b}}")
+    heads, tails = [text[:start] + word for word in words], expand(text[end + 1 :])
+    if len(heads) * len(tails) > MOST_SHARDS:
+        raise InputError(f"{text[:80]!a}: names over {MOST_SHARDS:,} shards: correct the range")
+    return [head + tail for head in heads for tail in tails]

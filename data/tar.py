@@ -72,7 +72,7 @@ class Archive:
     def members(self) -> Iterator[Member]:
         """Every member in the archive's order. An archive may end without blocks of zeros, as GNU tar takes it."""
         offset, names, records, shared = 0, [], {}, {}
-        while offset < self.size or names or records:
+        while offset < max(1, self.size) or names or records:
             header = self.get(offset, BLOCK)
             if header == ZEROS and not (names or records):
                 if self.get(offset, 1 << 16).strip(b"\0"):

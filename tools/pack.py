@@ -19,12 +19,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import options  # before torch: it sets what OpenMP reads
-
 from tqdm import tqdm
 
 import datasets
 import distributed
+import options
 import utils
 from data import locations, lock
 from data.batches import start_worker
@@ -105,7 +104,10 @@ def main(args) -> None:
         for number, rows in enumerate(cut(samples, args.samples_per_shard, args.shard_mb))
     ]
     made = not out.exists()
-    utils.make_folder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
     with lock.Lock(out, "--out"):
         claim(out, splits, shards)
         missing = [shard for shard in shards if not shard_file(out, *shard[:2]).exists()]
