@@ -19,7 +19,7 @@ from data.sets import Labelled, Pairs
 from utils import InputError, logger
 
 MOST_SHARDS = 1_000_000
-SUFFIX = ".tar"
+SUFFIXES = (".tar", ".tar.gz", ".tgz")  # in a folder; compressed ones are refused when they are opened
 KEYS = ("id", "caption", "article", "patient", "label")  # fields of the JSON; the entry may call them otherwise
 RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.-?(\d{1,12}))?")
 SHOWN = 20  # faults that are named in the log
@@ -184,7 +184,7 @@ def unique(ids: Strings, indices, shards: list[str]) -> Strings:
     seen, found = {}, {}
     for row in rows.tolist():
         shard = shards[int(np.searchsorted(ends, row, "right"))]
-        name = f"{shard.removesuffix(SUFFIX)}/{ids[row]}"
+        name = f"{shard.removesuffix('.tar')}/{ids[row]}"
         seen[name] = seen.get(name, 0) + 1
         found[row] = name if seen[name] == 1 else f"{name}#{seen[name]}"
     logger.warning(f"{len(rows):,} samples share their id with another: their shard's name is put before it")
@@ -207,7 +207,7 @@ def find_shards(entry: dict, split: str) -> list[str]:
             names = [name for one in names for name in sorted(glob.glob(one, root_dir=root))]
         elif len(names) == 1 and (root / names[0]).is_dir():
             folder = names[0]
-            names = sorted(str(Path(folder, name)) for name in os.listdir(root / folder) if name.endswith(SUFFIX))
+            names = sorted(str(Path(folder, name)) for name in os.listdir(root / folder) if name.endswith(SUFFIXES))
         absent = [name for name in names if not os.path.exists(root / name)]
         if absent or not names:
             raise InputError(

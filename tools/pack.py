@@ -125,6 +125,8 @@ def read_splits(args, entry: dict) -> dict[str, Samples]:
     labelled = args.labelled or known.pairs is None
     if labelled and (args.metadata or args.subset != "all"):
         raise InputError("--metadata and --subset choose among captions: leave them out for a labelled set")
+    if labelled and "validation" in (args.split or ()):
+        raise InputError("--split validation: a labelled set has the splits train and test")
     found = {}
     for split in args.split or (("train", "test") if labelled else ("train", "validation")):
         if labelled:

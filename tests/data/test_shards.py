@@ -261,6 +261,13 @@ def test_shards_that_are_not_there(eight, train, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_of_compressed_shards(eight):
+    for path in (eight / "train").glob("*.tar"):
+        subprocess.run(["gzip", path], check=True)
+    with pytest.raises(InputError, match=r"s-000\.tar\.gz: compressed, .* unpack it with gunzip"):
+        pairs_of(eight)
+
+
 def test_a_set_of_nothing_says_what_was_left_out(tmp_path):
     write_tar(tmp_path / "train" / "s.tar", [])
     with pytest.raises(InputError, match="no pair of an image and a caption in 0 samples of train"):
