@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -232,7 +232,7 @@ def build(place: Path | None, files, here, found, keys, processes) -> dict[Path,
 
 
 def make_all(shards: list[Path], keys: dict[str, str], processes: int):
-    """Yields (shard, the contents of its index file), in the order in which they are made."""
+    """Yields (shard, the contents of its index file), in their order."""
     with tqdm(total=len(shards), desc="index", unit=" shards", disable=None, dynamic_ncols=True) as bar:
         if min(processes, len(shards)) == 1:
             for shard in shards:
@@ -243,8 +243,8 @@ def make_all(shards: list[Path], keys: dict[str, str], processes: int):
         with ProcessPoolExecutor(min(processes, len(shards)), context, start_worker, (0,)) as pool:
             jobs = {pool.submit(make, shard, keys): shard for shard in shards}
             try:
-                for job in as_completed(jobs):
-                    yield jobs[job], job.result()
+                for job, shard in jobs.items():
+                    yield shard, job.result()
                     bar.update(1)
             except BrokenProcessPool:
                 where = shards[0].parent

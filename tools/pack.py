@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tarfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -192,7 +192,7 @@ def write_all(out: Path, splits: dict[str, Samples], missing: list, workers: int
         with ProcessPoolExecutor(min(workers, len(missing)), get_context("fork"), begin, (splits,)) as pool:
             jobs = [pool.submit(write_of, shard_file(out, *shard[:2]), *shard[::2]) for shard in missing]
             try:
-                for job in as_completed(jobs):
+                for job in jobs:
                     job.result()
                     bar.update(1)
             except BrokenProcessPool:

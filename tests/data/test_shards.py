@@ -2,9 +2,9 @@
 
 import io
 import json
+import multiprocessing
 import os
 import subprocess
-import sys
 import tarfile
 
 import braceexpand
@@ -13,7 +13,7 @@ import pytest
 import webdataset
 
 import datasets
-from conftest import REPOSITORY, picture
+from conftest import picture
 from data import images, locations, shard_index, shards
 from utils import InputError
 
@@ -358,24 +358,23 @@ def test_an_index_in_the_users_folder_or_in_none(eight, tmp_path, made, monkeypa
 
 
 def test_runs_at_once_make_each_index_once(eight):
-    """Two processes that start together: the second waits for the first, and reads what that has made."""
-    code = (
-        "import sys, logging; sys.path.insert(0, sys.argv[1]); logging.basicConfig(level=20, format='%(message)s')\n"
-        "from pathlib import Path; from data import shard_index, shards\n"
-        "make = shard_index.make_all\n"
-        "def told(missing, *rest):\n    print('made', len(missing)); return make(missing, *rest)\n"
-        "shard_index.make_all = told; print('ready', flush=True); sys.stdin.readline()\n"
-        "found = shard_index.open_all(sorted(Path(sys.argv[2]).glob('*.tar')), {'id': 'id', 'caption': 'caption'}, 1)\n"
-        "print('found', len(found))"
-    )
-    words = [sys.executable, "-c", code, str(REPOSITORY), str(eight / "train")]
-    runs = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert all(run.stdout.readline() == "ready\n" for run in runs)
-    for run in runs:
-        run.stdin.write("\n")
-        run.stdin.flush()
-    printed = [run.communicate()[0] for run in runs]
-    assert all("found 3" in text for text in printed) and sum("made 3" in text for text in printed) == 1
+    """Three processes that start together: two wait for the first, and read what that has made."""
+    context = multiprocessing.get_context("fork")
+    start, found = context.Barrier(3), context.SimpleQueue()
+
+    def run():
+        make, made = shard_index.make, []
+        shard_index.make = lambda *words: made.append(words) or make(*words)
+        start.wait(60)
+        indices = shard_index.open_all(sorted((eight / "train").glob("*.tar")), {"id": "id", "caption": "caption"}, 1)
+        found.put((len(made), len(indices)))
+
+    runs = [context.Process(target=run) for _ in range(3)]
+    for one in runs:
+        one.start()
+    for one in runs:
+        one.join()
+    assert sorted(found.get() for _ in runs) == [(0, 3), (0, 3), (3, 3)]
 
 
 def test_the_index_is_no_pickle_and_small(eight):
