@@ -136,7 +136,7 @@ class Samples:
 
     def classes(self) -> list[str]:
         pairs = sorted(set(zip(self.labels(), self.column("numbers"), strict=True)))
-        if all(number.isdecimal() for _, number in pairs):
+        if all(number.isdecimal() and len(number) < 19 for _, number in pairs):
             pairs.sort(key=lambda pair: int(pair[1]))
         for column in zip(*pairs, strict=True):
             if any(column) and len(set(column)) < len(column):
