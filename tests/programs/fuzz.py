@@ -480,8 +480,8 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist webdataset shard_indices jpeg png other_image "
-    "checkpoint zip cache_index cache_pixels feature_shard zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info catalog_json filelist webdataset shard_indices jpeg png "
+    "other_image checkpoint zip cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 
