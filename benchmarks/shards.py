@@ -3,7 +3,7 @@
 python benchmarks/shards.py                              # 2 GB in a temporary folder, and as much for the files
 python benchmarks/shards.py --samples 2000 --shards 4 --files 500 --pictures 40 --repeats 1 --no-record
 
-A sample is a JPEG of 24 x 24 pixels and a caption. Baselines: the same images as separate files, read in the same order;
+A sample is a JPEG of 24 x 24 pixels and a caption. Baselines: the same images as separate files, in the same order;
 and the webdataset library, which reads shard after shard. Everything is in the page cache, so that what is compared is
 the work; a disk adds its own. At last views are cut from pictures of 0.7 megapixels, as input.py's, in shards, in files
 and from the cache.
