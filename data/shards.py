@@ -107,7 +107,7 @@ class Samples:
         for index, shard in zip(self.indices, shards, strict=True):
             contents, lengths = index.columns["places"]
             start = shard.encode("utf-8")
-            self.files.extend(contents.replace(b"\0at=", start + b"\0at="), lengths + len(start))
+            self.files.extend(bytes(contents).replace(b"\0at=", start + b"\0at="), lengths + len(start))
         self.say_faults(shards)
 
     def column(self, name: str) -> Strings:
