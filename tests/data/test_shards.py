@@ -178,6 +178,8 @@ def test_labelled_by_class_number_label_or_both(tmp_path):
             data = datasets.labelled_set(entry(tmp_path / name, test="test"), split)
             assert data.classes == classes and data.labels.tolist() == labels and data.patients == ["p0", "p0", "p1"]
             assert data[2].width == 12 and data.fit == "center256" and data.ids == ["k0", "k1", "k2"]
+    with pytest.raises(InputError, match="the fit 'round' is not one of center256, center, squash"):
+        datasets.labelled_set(entry(tmp_path / "both", fit="round"), "train")
     with pytest.raises(InputError, match="the label 'cyst' is no class of the training split"):
         datasets.labelled_set(entry(tmp_path, train="cls/train", test="json/test"), "test")
     write(
