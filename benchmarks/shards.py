@@ -144,10 +144,8 @@ def indexing(say, shards: list[Path], repeats: int) -> None:
     few, walls = shards[: max(2, len(shards) // 10)], {1: [], 2: []}
     sides = {number: lambda number=number: walls[number].append(build(few, number)) for number in walls}
     for number, values in cpu_in_turn(sides, repeats).items():
-        wall = common.spread(walls[number][1:], 1)
-        say(
-            f"  {len(few)} shards indexed by {number} process{'es' * (number > 1):2s}   {common.spread(values, 1)} s; wall time {wall} s"
-        )
+        times = f"{common.spread(values, 1)} s; wall time {common.spread(walls[number][1:], 1)} s"
+        say(f"  {len(few)} of the shards indexed by {number} process{'es' * (number > 1):2s}   {times}")
     started, wall = cpu(), build(shards, 2)
     say(f"  all, by 2 processes, once   {cpu() - started:.1f} s; wall time {wall:.1f} s")
     say(f"  the index's files           {sum(path.stat().st_size for path in kept.rglob('*.index')) / 1e6:.0f} MB")
@@ -251,8 +249,9 @@ def main() -> None:
             Path(path).write_bytes(pool[i % len(pool)])
         assert all(locations.read(pairs.path(i)) == locations.read(path) for i, path in enumerate(files[:500]))
         reading(say, pairs, files, f"{folder}/train/{source}", args.repeats)
-        (folder / "big").mkdir()
-        pictures(say, folder / "big", args.pictures, args.repeats)
+        if args.pictures:
+            (folder / "big").mkdir()
+            pictures(say, folder / "big", args.pictures, args.repeats)
     say(f"load of the machine at the end: {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
     if not args.no_record:
         say.save()
