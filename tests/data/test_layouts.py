@@ -2,11 +2,11 @@
 
 import json
 
+import layouts
 import pytest
 
 from conftest import make_roco
 from data.roco import roco_table
-from programs import layouts
 
 WORDS = (*layouts.SMALL.split(), "--batch-size", "8", "--workers", "0", "--cache", "none")
 
