@@ -59,6 +59,10 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def multi(self) -> bool:
+        return self.labels.ndim == 2
+
     def __getitem__(self, i: int) -> Picture:
         image = self.images[i]
         return as_picture(read_image(image) if isinstance(image, str) else to_gray_or_rgb(image[0]))
