@@ -141,7 +141,9 @@ def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict
     if labels.ndim == 2:
         found = finding_scores(labels, probabilities, weights)
         macro = {name: mean_of_defined(found[name]) for name in MACRO}
-        return macro | {f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()}
+        return macro | {
+            f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()
+        }
     k = len(classes)
     predicted = probabilities.argmax(axis=1)
     is_label, is_predicted = np.eye(k)[labels], np.eye(k)[predicted]

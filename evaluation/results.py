@@ -148,7 +148,9 @@ def print_findings(summary: dict) -> None:
         low, high = summary["ci95"][f"{name}.auroc"] or (None, None)
         interval = "N/A" if low is None else f"{percent(low)} to {percent(high)}"
         values = [one["n"], one["n_known"], percent(one["auroc"]), interval]
-        print("| " + " | ".join(map(str, [name, *values, percent(one["average_precision"]), percent(one["f1"])])) + " |")
+        print(
+            "| " + " | ".join(map(str, [name, *values, percent(one["average_precision"]), percent(one["f1"])])) + " |"
+        )
     scored = sum(one["auroc"] is not None for one in summary["per_class"].values())
     threshold = f"F1, precision and recall at a probability of {summary['threshold']}"
     print(f"\nMacro: the mean over {scored} of {len(summary['classes'])} findings; {threshold}.", flush=True)

@@ -45,8 +45,11 @@ def main() -> None:
         for results, _ in runs:
             print(row(results))
         print()
-        for _, folder in runs:
-            print(f"ROC curves and confusion matrix: {Path(folder, 'roc.png')}, {Path(folder, 'confusion.png')}")
+        for results, folder in runs:
+            if results.get("multi_label"):
+                print(f"ROC curves: {Path(folder, 'roc.png')}")
+            else:
+                print(f"ROC curves and confusion matrix: {Path(folder, 'roc.png')}, {Path(folder, 'confusion.png')}")
 
 
 if __name__ == "__main__":
