@@ -117,7 +117,7 @@ def count_labels(data: datasets.Labelled) -> tuple[str, str]:
     if data.multi:
         positive, known = (data.labels == 1).sum(axis=0), np.isfinite(data.labels).sum(axis=0)
         named = [f"{name} {n} of {of} known" for name, n, of in zip(data.classes, positive, known, strict=True)]
-        fits = ((0 < positive) & (positive < known)).any()
+        fits = ((positive > 0) & (positive < known)).any()
         lack = "" if fits else "no finding that is present in one image and absent in another"
     else:
         counts = np.bincount(data.labels, minlength=len(data.classes))

@@ -61,7 +61,7 @@ def findings_report(labels: np.ndarray, probabilities: np.ndarray, classes: list
     at a probability of 0.5. Its metrics are None where its known cases are not of both kinds, or its probabilities are
     nan; a macro metric is the mean over the findings that have it.
     """
-    found = finding_scores(labels, probabilities, np.ones((1, len(labels))))
+    found, macro = finding_scores(labels, probabilities, np.ones((1, len(labels))))
 
     def plain(value: float) -> float | None:
         return None if np.isnan(value) else float(value)
@@ -70,8 +70,7 @@ def findings_report(labels: np.ndarray, probabilities: np.ndarray, classes: list
     for k, name in enumerate(classes):
         counts = {"n": int((labels[:, k] == 1).sum()), "n_known": int(np.isfinite(labels[:, k]).sum())}
         per_class[name] = {metric: plain(values[0, k]) for metric, values in found.items()} | counts
-    macro = {name: plain(mean_of_defined(found[name])[0]) for name in MACRO}
-    return {"macro": macro, "per_class": per_class}
+    return {"macro": {name: plain(values[0]) for name, values in macro.items()}, "per_class": per_class}
 
 
 def flat(scores: dict) -> dict[str, float | None]:
@@ -92,7 +91,6 @@ def bootstrap_intervals(labels, probabilities, classes, patients=None, resamples
     """95% percentile intervals of all metrics, {name of `flat`: [low, high]}, over resampled patients.
 
     A class's metrics are undefined in a resample without a case of it, which then does not count for their intervals.
-    A macro metric over findings is, in each resample too, the mean over those that have it.
     The interval of a metric that no resample defines is None; above five million probabilities all of them are.
     """
     if probabilities.size > MOST_SCORES:
@@ -139,11 +137,8 @@ def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict
     A resample is a weight for each case, so that all resamples are computed by matrix products and cumulative sums.
     """
     if labels.ndim == 2:
-        found = finding_scores(labels, probabilities, weights)
-        macro = {name: mean_of_defined(found[name]) for name in MACRO}
-        return macro | {
-            f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()
-        }
+        found, macro = finding_scores(labels, probabilities, weights)
+        return macro | by_class(found, classes)
     k = len(classes)
     predicted = probabilities.argmax(axis=1)
     is_label, is_predicted = np.eye(k)[labels], np.eye(k)[predicted]
@@ -159,21 +154,26 @@ def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict
     macro = {name: found[name].mean(axis=1) for name in MACRO}
     macro["ece"] = weighted_ece(labels, probabilities, weights)
     macro["brier"] = weights @ brier(labels, probabilities) / total
-    return macro | {f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()}
+    return macro | by_class(found, classes)
 
 
-def finding_scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of each finding for each row of case weights (R, N) -> {name: (R, K)}; see `findings_report`.
+def by_class(found: dict[str, np.ndarray], classes: list[str]) -> dict[str, np.ndarray]:
+    """{metric: (R, K)} -> {CLASS.metric: (R,)}."""
+    return {f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()}
 
-    nan where they are None there.
+
+def finding_scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> tuple[dict, dict]:
+    """The metrics of `findings_report` for each row of case weights (R, N) -> {name: (R, K)}, and macro {name: (R,)}.
+
+    nan for None. A macro metric is over the same findings in every row: nan where one of them is undefined.
     """
     sensitivities = (f"sensitivity_at_{percent}_specificity" for percent in SPECIFICITIES)
     found = {name: np.full((len(weights), labels.shape[1]), np.nan) for name in (*MACRO, *sensitivities)}
-    for k in range(labels.shape[1]):
+    both = (labels == 0).any(axis=0) & (labels == 1).any(axis=0)
+    scored = np.flatnonzero(both & np.isfinite(probabilities).all(axis=0))
+    for k in scored:
         known = np.isfinite(labels[:, k])
         positive, scores, some = labels[known, k] == 1, probabilities[known, k], weights[:, known]
-        if not known.any() or np.isnan(scores).any():
-            continue
         predicted = scores >= THRESHOLD
         actual, guessed, hits = (some @ one.astype(float) for one in (positive, predicted, positive & predicted))
         values = weighted_curves(positive, scores, some) | {
@@ -183,13 +183,8 @@ def finding_scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.nd
         }
         for name, one in values.items():
             found[name][:, k] = np.where(np.isnan(values["auroc"]), np.nan, one)
-    return found
-
-
-def mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """The mean over those columns that are not nan: (R, K) -> (R,), nan where all are."""
-    with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=1) / np.isfinite(values).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is nan where no finding is scored
+        return found, {name: found[name][:, scored].sum(axis=1) / len(scored) for name in MACRO}
 
 
 def weighted_curves(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -141,16 +141,14 @@ def print_row(summary: dict) -> None:
 
 
 def print_findings(summary: dict) -> None:
-    """A row for each finding, in percent, with the interval of its AUROC; N/A where it has no probe or is not scored."""
+    """A row for each finding, in percent; N/A where it has no probe, or its known cases are not of both kinds."""
     print("\n| Finding | Positive | Known | AUROC | 95% interval | Average precision | F1-Score |")
     print("| --- |" + " ---: |" * 6)
     for name, one in summary["per_class"].items():
         low, high = summary["ci95"][f"{name}.auroc"] or (None, None)
         interval = "N/A" if low is None else f"{percent(low)} to {percent(high)}"
-        values = [one["n"], one["n_known"], percent(one["auroc"]), interval]
-        print(
-            "| " + " | ".join(map(str, [name, *values, percent(one["average_precision"]), percent(one["f1"])])) + " |"
-        )
+        auroc, precision, f1 = (percent(one[metric]) for metric in ("auroc", "average_precision", "f1"))
+        print(f"| {name} | {one['n']} | {one['n_known']} | {auroc} | {interval} | {precision} | {f1} |")
     scored = sum(one["auroc"] is not None for one in summary["per_class"].values())
     threshold = f"F1, precision and recall at a probability of {summary['threshold']}"
     print(f"\nMacro: the mean over {scored} of {len(summary['classes'])} findings; {threshold}.", flush=True)

@@ -56,8 +56,8 @@ def finding_table(dataset: str, probes: list[dict]) -> dict:
         rows.append(("ours", [text, *(percent_cell(one, f"{name}.auroc") for one in probes)]))
     return {
         "title": f"{dataset}: AUROC of each finding",
-        "note": "Percent; in brackets, the positive cases of those where the finding is known. A macro metric is the "
-        f"mean over the findings that have it; F1, precision and recall are at a probability of {probes[0]['threshold']}.",
+        "note": "Percent; in brackets, the positive cases of those where the finding is known. A macro metric is the mean "
+        f"over the findings that have it; F1, precision and recall are at a probability of {probes[0]['threshold']}.",
         "columns": ("Finding", *(f"{one['encoder']['name']}, {protocol(one)}" for one in probes)),
         "rows": rows,
     }
