@@ -28,14 +28,20 @@ def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks
     assert (np.isfinite(probabilities) | without_probe).all()
     weights = Path(args.pretrained).name if os.path.exists(args.pretrained) else args.pretrained
     name = (args.name or f"{args.arch} ({weights})") + (f" ({selected['label']})" if "label" in selected else "")
+    report = metrics.classification_report(test.labels, probabilities, test.classes)
+    multi = {
+        "multi_label": True,
+        "threshold": metrics.THRESHOLD,
+        "macro_over": [name for name, one in report["per_class"].items() if one["auroc"] is not None],
+    }
     return {
         "dataset": args.dataset,
         "encoder": {"arch": args.arch, "pretrained": args.pretrained, "features": args.features, "name": name},
         "n_train": len(train),
         "n_test": len(test),
         "classes": test.classes,
-        **({"multi_label": True, "threshold": metrics.THRESHOLD} if test.multi else {}),
-        **metrics.classification_report(test.labels, probabilities, test.classes),
+        **(multi if test.multi else {}),
+        **report,
         "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
         "selected": {"probe": args.probe, **selected},
         "audit": leaks,
@@ -149,9 +155,9 @@ def print_findings(summary: dict) -> None:
         interval = "N/A" if low is None else f"{percent(low)} to {percent(high)}"
         auroc, precision, f1 = (percent(one[metric]) for metric in ("auroc", "average_precision", "f1"))
         print(f"| {name} | {one['n']} | {one['n_known']} | {auroc} | {interval} | {precision} | {f1} |")
-    scored = sum(one["auroc"] is not None for one in summary["per_class"].values())
+    share = f"{len(summary['macro_over'])} of {len(summary['classes'])} findings"
     threshold = f"F1, precision and recall at a probability of {summary['threshold']}"
-    print(f"\nMacro: the mean over {scored} of {len(summary['classes'])} findings; {threshold}.", flush=True)
+    print(f"\nMacro: the mean over {share}; {threshold}.", flush=True)
 
 
 def percent(value: float | None) -> str:

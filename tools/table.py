@@ -45,6 +45,10 @@ def main() -> None:
         for results, _ in runs:
             print(row(results))
         print()
+        over = [results.get("macro_over") for results, _ in runs]
+        if any(one != over[0] for one in over):
+            sizes = ", ".join(f"{Path(folder)} {len(one or ())}" for one, (_, folder) in zip(over, runs, strict=True))
+            print(f"Not the same findings are in each mean: {sizes}. tools/compare.py takes those of both.\n")
         for results, folder in runs:
             if results.get("multi_label"):
                 print(f"ROC curves: {Path(folder, 'roc.png')}")

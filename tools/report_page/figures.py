@@ -60,9 +60,13 @@ def drawn_classes(labels, probabilities, classes: list[str]) -> list[tuple]:
     return list(itertools.islice(known_cases(labels, probabilities, classes), most))
 
 
-def small(drawn: list, otherwise: int | None) -> int | None:
-    """The size of a legend's letters."""
-    return 5 if len(drawn) > len(COLOURS) else otherwise
+def add_legend(figure, axes, drawn: list, **where) -> None:
+    """Within the axes, or beside them if there are more curves than colours."""
+    if len(drawn) > len(COLOURS):
+        figure.set_figwidth(4.8)
+        figure.legend(frameon=False, loc="outside right center", fontsize=6)
+    else:
+        axes.legend(frameon=False, **where)
 
 
 def roc(labels, probabilities, classes: list[str], name: str) -> tuple:
@@ -72,7 +76,7 @@ def roc(labels, probabilities, classes: list[str], name: str) -> tuple:
         x, y, _ = roc_curve(positive, scores)
         axes.plot(x, y, **line(k), label=label(classes[k]))
     axes.plot((0, 1), (0, 1), color=INK, linestyle=":", linewidth=0.8)
-    axes.legend(frameon=False, loc="lower right", fontsize=small(drawn, None))
+    add_legend(figure, axes, drawn, loc="lower right")
     return f"ROC curves: {name}", figure
 
 
@@ -83,7 +87,7 @@ def precision_recall(labels, probabilities, classes: list[str], name: str) -> tu
         y, x, _ = precision_recall_curve(positive, scores)
         axes.step(x, y, where="post", **line(k), label=f"{label(classes[k])} ({positive.mean():.0%})")
         axes.axhline(positive.mean(), color=line(k)["color"], linestyle=":", linewidth=0.8)
-    axes.legend(frameon=False, loc="best", fontsize=small(drawn, 7))
+    add_legend(figure, axes, drawn, loc="best", fontsize=7)
     return f"Precision-recall; dotted, a class's share of the cases: {name}", figure
 
 

@@ -56,8 +56,9 @@ def finding_table(dataset: str, probes: list[dict]) -> dict:
         rows.append(("ours", [text, *(percent_cell(one, f"{name}.auroc") for one in probes)]))
     return {
         "title": f"{dataset}: AUROC of each finding",
-        "note": "Percent; in brackets, the positive cases of those where the finding is known. A macro metric is the mean "
-        f"over the findings that have it; F1, precision and recall are at a probability of {probes[0]['threshold']}.",
+        "note": "Percent; in brackets, the positive cases of those where the finding is known. A macro metric is the "
+        "mean over the findings that are not N/A; F1, precision and recall are at a probability of "
+        f"{probes[0]['threshold']}.",
         "columns": ("Finding", *(f"{one['encoder']['name']}, {protocol(one)}" for one in probes)),
         "rows": rows,
     }
@@ -86,6 +87,8 @@ def note_on_rows(ours: list[dict], theirs) -> str:
     note = f"Percent, with 95% intervals over the test split's patients ({ours[0]['n_test']} test cases)."
     if made_up:
         note += " Ours are of phantoms: drawn by a program, they say nothing about patients."
+    if any(one.get("macro_over") != ours[0].get("macro_over") for one in ours):
+        note += " The rows are means over different findings: see the AUROC of each below."
     if theirs:
         note += " Rows marked published were not reproduced here"
         note += " and are of patients: no comparison." if made_up else "."
