@@ -52,13 +52,13 @@ def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks
 
 
 def fingerprint(data) -> dict:
-    """The number of cases, and a SHA-256 over their ids and labels."""
+    """The number of cases, a SHA-256 over their ids and labels, and how the set was made where that needs saying."""
     if data.multi:
         names = [" ".join(f"{name}={x:g}" for name, x in zip(data.classes, row, strict=True)) for row in data.labels]
     else:
         names = [data.classes[label] for label in data.labels]
     rows = "".join(f"{one}\t{name}\n" for one, name in zip(data.ids, names, strict=True))
-    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest(), **data.notes}
 
 
 def hardest(test, probabilities: np.ndarray) -> list[dict]:
