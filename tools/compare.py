@@ -58,7 +58,7 @@ def read_predictions(folder: Path) -> pd.DataFrame:
         values = pd.to_numeric(table[column], errors="coerce")
         bad = np.flatnonzero(wrong(values, table[column] == ""))
         if len(bad):
-            raise InputError(f"{path}, row {bad[0] + 2}: {column} is {table[column][bad[0]]!r}: run the probe again")
+            raise InputError(f"{path}, row {bad[0] + 2}: {column} is '{table[column][bad[0]]}': run the probe again")
         return values
 
     for column in columns:
