@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
+import options
 from data.sets import Labelled
 from evaluation import results
-import options
 
 FINDINGS = ["Edema", "Pleural Effusion", "Fracture"]
 
