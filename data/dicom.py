@@ -230,8 +230,8 @@ def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[n
 def coded_size(frame: bytes) -> tuple[int, int, int] | None:
     """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream says it has; None if it is none of them."""
     try:
-        start = frame.find(b"\xff\x4f\xff\x51", 0, 256)
-        if start >= 0:
+        if frame[:2] != b"\xff\xd8":  # JPEG 2000, perhaps in a JP2 file
+            start = frame.index(b"\xff\x4f\xff\x51")
             width, height, left, top = struct.unpack_from(">4I", frame, start + 8)
             return height - top, width - left, struct.unpack_from(">H", frame, start + 40)[0]
         at = 2
@@ -240,7 +240,7 @@ def coded_size(frame: bytes) -> tuple[int, int, int] | None:
             if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
                 return struct.unpack_from(">HHB", frame, at + 5)
             at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         pass
     return None
 

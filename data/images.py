@@ -13,6 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from utils import InputError, logger
 
+SUFFIXES = tuple(".jpg .jpeg .png .tif .tiff .bmp .gif .webp .ppm .pgm .dcm .dicom".split())  # where folders are listed
+DICOM = (".dcm", ".dicom")
+
 warnings.filterwarnings("ignore", module="PIL")  # in all threads; what is wrong with a file is an InputError here
 
 
@@ -57,6 +60,8 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
     """
     if os.path.exists(path) and not os.path.isfile(path):  # reading a named pipe would wait for its writer
         raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
+    if path.lower().endswith(DICOM):
+        return read_dicom(path)
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
@@ -70,14 +75,29 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, MemoryError) as error:
+        if isinstance(error, UnidentifiedImageError) and has_dicom_mark(path):
+            return read_dicom(path)
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise InputError(
             f"{path}: the image cannot be read ({reason}): download it again or remove it, or pass --skip-broken"
         ) from None
 
 
+def read_dicom(path: str) -> Image.Image:
+    from data import dicom  # pydicom takes a second to import
+
+    return to_gray_or_rgb(dicom.read(path))
+
+
+def has_dicom_mark(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def read_small(path: str, size: int) -> Image.Image:
     """Decode a file to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
+    if path.lower().endswith(DICOM):
+        return read_image(path).convert("L")
     try:
         with Image.open(path) as image:
             image.draft("L", (size, size))
@@ -106,25 +126,32 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def looks_whole(path: str) -> bool:
-    """Whether a file starts and ends as a JPEG or PNG file does. False for all other formats."""
+    """Whether a file starts and ends as a JPEG or PNG file does, or is a DICOM file as long as its header says.
+
+    False for all other formats.
+    """
     if not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
-            start = file.read(8)
+            start = file.read(132)
             file.seek(-min(32, os.fstat(file.fileno()).st_size), os.SEEK_END)
             end = file.read()
     except OSError:
         return False
+    if path.lower().endswith(DICOM) or start[128:] == b"DICM":
+        from data import dicom
+
+        return dicom.looks_whole(path)
     if start[:3] == b"\xff\xd8\xff":
         return b"\xff\xd9" in end
-    return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
 
 
 def unreadable(paths, decode: bool = False) -> dict[str, str]:
     """{path: reason} of the files that are cut short or are no images.
 
-    A file is decoded if its start or end is not that of a JPEG or PNG file. With `decode` every file is, which also
+    A file is decoded unless it looks whole. With `decode` every file is, which also
     finds damage between start and end.
     """
 
