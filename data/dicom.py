@@ -25,13 +25,14 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEnd
 
 from utils import InputError
 
+QUIET = "pydicom|pylibjpeg|libjpeg|openjpeg"
 config.settings.reading_validation_mode = config.IGNORE  # headers are seldom valid; what matters is checked here
-warnings.filterwarnings("ignore", module="pydicom|pylibjpeg|libjpeg|openjpeg")  # in all threads
+warnings.filterwarnings("ignore", module=QUIET)  # in all threads
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 SHOWN = (
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept "
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated "
+    "BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept "
     "ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
@@ -62,12 +63,15 @@ def read(path: str, window: tuple[float, float] | None = None) -> Image.Image:
         with open(path, "rb") as file:
             return picture(file, window)
     except Refused as refused:
-        raise InputError(f"{path}: the DICOM image cannot be read ({refused.reason}): {refused.remedy}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}: {AGAIN}") from None
+        reason, remedy = refused.reason, refused.remedy
+    except FileNotFoundError:
+        raise InputError(f"{path}: the image is not there any more") from None
+    except (struct.error, EOFError):
+        reason, remedy = "cut short in its header", AGAIN
     except Exception as error:  # a damaged header or stream makes pydicom and its decoders raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: the DICOM image cannot be read ({reason}): {AGAIN}") from None
+        reason, remedy = str(error) or type(error).__name__, AGAIN
+    reason = "".join(one if one.isprintable() else "?" for one in " ".join(reason.split())[:250])
+    raise InputError(f"{path}: the DICOM image cannot be read ({reason}): {remedy}")
 
 
 def looks_whole(path: str) -> bool:
@@ -117,7 +121,9 @@ def find_pixels(file, header: Dataset, syntax: UID) -> tuple[str, str]:
     tag, vr, length = read_element(file)
     if tag not in PIXELS:
         raise Refused("no pixel data in it: a report, a plan or a directory, or a file that was cut short", "remove it")
-    absent = [name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not header.get(name)]
+    absent = [
+        name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not header.get(name)
+    ]
     if absent:
         raise Refused(f"its header lacks {absent[0]}")
     frames = str(header.get("NumberOfFrames") or 1)
@@ -199,12 +205,13 @@ def picture(file, window) -> Image.Image:
 
 
 def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[np.ndarray, str]:
-    """-> the stored pixels (h, w) or (h, w, 3) in the machine's order of bytes, and their photometric interpretation."""
+    """-> the stored pixels (h, w) or (h, w, 3), in the machine's order of bytes, and what their samples are."""
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise Refused(
-            f"the transfer syntax {syntax.name}, which pydicom does not decode", "convert it to an uncompressed one"
+            f"the transfer syntax {syntax.name}, which pydicom does not decode",
+            "convert it to an uncompressed one, as gdcmconv --raw does",
         ) from None
     if not decoder.is_available:
         raise Refused(
