@@ -23,6 +23,7 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from data import locations
 from utils import InputError
 
 QUIET = "pydicom|pylibjpeg|libjpeg|openjpeg"
@@ -54,14 +55,15 @@ class Refused(Exception):
         self.reason, self.remedy = reason, remedy
 
 
-def read(path: str, window: tuple[float, float] | None = None) -> Image.Image:
-    """The picture of a file, mode "L" or "RGB". Raises InputError, in one line that names the file.
+def read(location: str) -> Image.Image:
+    """The picture at a location (locations.py), mode "L" or "RGB". Raises InputError, in one line that names the file.
 
-    `window` (centre, width), in the units after rescale, takes the place of the header's.
+    A `window` of the location, in the units after rescale, takes the place of the header's.
     """
+    path = locations.show(location)
     try:
-        with open(path, "rb") as file:
-            return picture(file, window)
+        with opened(location) as file:
+            return picture(file, locations.split(location).window)
     except Refused as refused:
         reason, remedy = refused.reason, refused.remedy
     except FileNotFoundError:
@@ -74,18 +76,23 @@ def read(path: str, window: tuple[float, float] | None = None) -> Image.Image:
     raise InputError(f"{path}: the DICOM image cannot be read ({reason}): {remedy}")
 
 
-def looks_whole(path: str) -> bool:
+def looks_whole(location: str) -> bool:
     """Whether the header can be read, is that of one picture, and all bytes of its pixels are there.
 
     Only the header and the lengths of the pixel element are read. False for a deflated file, which has no lengths.
     """
     try:
-        with open(path, "rb") as file:
+        with opened(location) as file:
             header, syntax, file = read_header(file)
             find_pixels(file, header, syntax)
             return syntax != DeflatedExplicitVRLittleEndian
     except Exception:
         return False
+
+
+def opened(location: str) -> io.BufferedIOBase:
+    source = locations.source(location)
+    return open(source, "rb") if isinstance(source, str) else source
 
 
 def read_header(file, keywords=SHOWN) -> tuple[Dataset, UID, io.BufferedIOBase]:

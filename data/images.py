@@ -1,4 +1,7 @@
-"""Decoding image files: gray ones to one plane, and those that cannot be read to an error that names the file."""
+"""Decoding images: gray ones to one plane, and those that cannot be read to an error that names the file.
+
+An image is named by its location, see locations.py; most are the path of a file.
+"""
 
 import itertools
 import os
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from data import locations
 from utils import InputError, logger
 
 SUFFIXES = tuple(".jpg .jpeg .png .tif .tiff .bmp .gif .webp .ppm .pgm .dcm .dicom".split())  # where folders are listed
@@ -37,7 +41,7 @@ def as_picture(image: Image.Image) -> Picture:
 
 
 class Files:
-    """The pictures of n files. Once a JPEG is found to be gray, no worker decodes its colour any more."""
+    """The pictures at n locations. Once a JPEG is found to be gray, no worker decodes its colour any more."""
 
     def __init__(self, path: Callable[[int], str], n: int):
         self.path, self.n = path, n
@@ -53,17 +57,18 @@ class Files:
         return as_picture(image)
 
 
-def read_image(path: str, gray: bool = False) -> Image.Image:
-    """Decode a file to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file.
+def read_image(location: str, gray: bool = False) -> Image.Image:
+    """Decode an image to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file.
 
-    `gray` means that the file is known to be gray: the colour of a JPEG is then not decoded.
+    `gray` means that the image is known to be gray: the colour of a JPEG is then not decoded.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a named pipe would wait for its writer
+    path = locations.show(location)
+    if not locations.is_file(location) and os.path.exists(locations.split(location).path):
         raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
-    if path.lower().endswith(DICOM):
-        return read_dicom(path)
+    if locations.suffix(location) in DICOM:
+        return read_dicom(location)
     try:
-        with Image.open(path) as image:
+        with Image.open(locations.source(location)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
                 raise Image.DecompressionBombError
             if gray:
@@ -75,35 +80,35 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, MemoryError) as error:
-        if isinstance(error, UnidentifiedImageError) and has_dicom_mark(path):
-            return read_dicom(path)
+        if isinstance(error, UnidentifiedImageError) and has_dicom_mark(locations.ends(location, 132)[0]):
+            return read_dicom(location)
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise InputError(
             f"{path}: the image cannot be read ({reason}): download it again or remove it, or pass --skip-broken"
         ) from None
 
 
-def read_dicom(path: str) -> Image.Image:
+def read_dicom(location: str) -> Image.Image:
     from data import dicom  # pydicom takes a second to import
 
-    return to_gray_or_rgb(dicom.read(path))
+    return to_gray_or_rgb(dicom.read(location))
 
 
-def has_dicom_mark(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+def has_dicom_mark(start: bytes) -> bool:
+    """Whether a file that starts so is a DICOM file, whatever its name."""
+    return start[128:132] == b"DICM"
 
 
-def read_small(path: str, size: int) -> Image.Image:
-    """Decode a file to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
-    if path.lower().endswith(DICOM):
-        return read_image(path).convert("L")
+def read_small(location: str, size: int) -> Image.Image:
+    """Decode an image to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
+    if locations.suffix(location) in DICOM:
+        return read_image(location).convert("L")
     try:
-        with Image.open(path) as image:
+        with Image.open(locations.source(location)) as image:
             image.draft("L", (size, size))
             return to_gray_or_rgb(image).convert("L")
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError):
-        return read_image(path).convert("L")  # which raises InputError if it fails too
+        return read_image(location).convert("L")  # which raises InputError if it fails too
 
 
 def to_gray_or_rgb(image: Image.Image) -> Image.Image:
@@ -125,58 +130,55 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
     return green if same else image
 
 
-def looks_whole(path: str) -> bool:
-    """Whether a file starts and ends as a JPEG or PNG file does, or is a DICOM file as long as its header says.
+def looks_whole(location: str) -> bool:
+    """Whether an image starts and ends as a JPEG or PNG file does, or is a DICOM file as long as its header says.
 
     False for all other formats.
     """
-    if not os.path.isfile(path):
+    if not locations.is_file(location):
         return False
     try:
-        with open(path, "rb") as file:
-            start = file.read(132)
-            file.seek(-min(32, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            end = file.read()
+        start, end = locations.ends(location, 132)
     except OSError:
         return False
-    if path.lower().endswith(DICOM) or start[128:] == b"DICM":
+    if locations.suffix(location) in DICOM or has_dicom_mark(start):
         from data import dicom
 
-        return dicom.looks_whole(path)
+        return dicom.looks_whole(location)
     if start[:3] == b"\xff\xd8\xff":
         return b"\xff\xd9" in end
     return start[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
 
 
-def unreadable(paths, decode: bool = False) -> dict[str, str]:
-    """{path: reason} of the files that are cut short or are no images.
+def unreadable(images, decode: bool = False) -> dict[str, str]:
+    """{location: reason} of the images that are cut short or are none.
 
-    A file is decoded unless it looks whole. With `decode` every file is, which also
-    finds damage between start and end.
+    An image is decoded unless it looks whole. With `decode` every one is, which also finds damage between start and
+    end.
     """
 
-    def reason(path):
-        if not decode and looks_whole(path):
+    def reason(location):
+        if not decode and looks_whole(location):
             return None
         try:
-            read_image(path)
+            read_image(location)
         except InputError as error:
             return str(error)
         return None
 
-    found, paths = {}, iter(paths)
+    found, images = {}, iter(images)
     with ThreadPoolExecutor(16) as pool:
-        while some := list(dict.fromkeys(itertools.islice(paths, 65_536))):  # map would hold every path
-            found |= {path: why for path, why in zip(some, pool.map(reason, some), strict=True) if why}
+        while some := list(dict.fromkeys(itertools.islice(images, 65_536))):  # map would hold every location
+            found |= {location: why for location, why in zip(some, pool.map(reason, some), strict=True) if why}
     return found
 
 
-def broken_files(paths, skip: bool) -> dict[str, str]:
-    """{path: reason} of the files that --skip-broken (`skip`) leaves out, of which every one is then decoded.
+def broken_files(images, skip: bool) -> dict[str, str]:
+    """{location: reason} of the images that --skip-broken (`skip`) leaves out, of which every one is then decoded.
 
     Without it raises InputError if any is broken; the log names the first 20.
     """
-    broken = unreadable(paths, decode=skip)
+    broken = unreadable(images, decode=skip)
     if broken and not skip:
         for why in list(broken.values())[:20]:
             logger.info(why)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -14,7 +15,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.uid import JPEGLSLossless
 
 from conftest import REPOSITORY, picture
-from data import cache, dicom, images
+from data import cache, dicom, images, locations
 from data.folders import image_folder
 from dicom_files import WHEEL, table_item, write_dicom
 from utils import InputError
@@ -70,20 +71,20 @@ def wheel_files() -> list:
     found = [
         path for path in sorted(WHEEL.rglob("*")) if path.is_file() and path.suffix not in (".json", ".gz", ".txt")
     ]
-    marked = [path for path in found if path.suffix == ".dcm" or images.has_dicom_mark(str(path))]
+    marked = [path for path in found if path.suffix == ".dcm" or images.has_dicom_mark(path.read_bytes())]
     return [path for path in marked if not path.name.startswith("IM0000") or path.name in EXPECTED]
 
 
-def refusal(path, **keywords) -> str:
+def refusal(path) -> str:
     with pytest.raises(InputError) as caught:
-        dicom.read(str(path), **keywords)
+        dicom.read(str(path))
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and message.isprintable()
     return message
 
 
-def pixels(path, **keywords) -> np.ndarray:
-    return np.asarray(dicom.read(str(path), **keywords))
+def pixels(path, window: str = "") -> np.ndarray:
+    return np.asarray(dicom.read(locations.make(str(path), window=window)))
 
 
 @pytest.mark.parametrize("path", wheel_files(), ids=lambda path: path.name)
@@ -114,7 +115,7 @@ def test_a_ct_through_rescale_and_window():
     stored = np.frombuffer(pydicom.dcmread(FILES / "CT_small.dcm").PixelData, "<i2").reshape(128, 128).astype(float)
     hounsfield = stored - 1024
     window = np.rint(255 * ((hounsfield - 39.5) / 399 + 0.5).clip(0, 1))
-    assert np.array_equal(pixels(FILES / "CT_small.dcm", window=(40, 400)), window)
+    assert np.array_equal(pixels(FILES / "CT_small.dcm", window="40/400"), window)
     full = np.rint(255 * (hounsfield - hounsfield.min()) / (hounsfield.max() - hounsfield.min()))
     assert np.array_equal(pixels(FILES / "CT_small.dcm"), full)  # its header has no window
 
@@ -190,7 +191,7 @@ def test_tables_of_modality_and_voi(tmp_path):
     )
     shown = [4000, 4000, 3200, 0, 0, 0]
     assert pixels(path).tolist() == [[round(255 * one / 4095) for one in shown]]
-    assert pixels(path, window=(60, 81)).tolist() == [[255, 255, 225, 97, 2, 2]]  # instead of the header's table
+    assert pixels(path, window="60/81").tolist() == [[255, 255, 225, 97, 2, 2]]  # instead of the header's table
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
@@ -368,6 +369,19 @@ def test_by_suffix_or_mark(tmp_path, name):
     assert images.read_image(path).mode == "L" and images.looks_whole(path)
     assert np.array_equal(np.asarray(images.read_small(path, 8)), np.asarray(picture(0)))
     assert images.unreadable([path], decode=True) == {}
+
+
+def test_in_a_stretch_of_a_file(tmp_path):
+    contents = Path(write_dicom(tmp_path / "a.dcm", np.asarray(picture(0)))).read_bytes()
+    (tmp_path / "0.tar").write_bytes(b"before" + contents + b"after")
+    for name in ("case/7.dcm", "case/7"):
+        place = locations.make(str(tmp_path / "0.tar"), at=f"6+{len(contents)}", name=name)
+        assert np.array_equal(np.asarray(images.read_image(place)), np.asarray(picture(0)))
+        assert images.looks_whole(place)
+        cut = locations.make(str(tmp_path / "0.tar"), at=f"6+{len(contents) - 50}", name=name)
+        assert not images.looks_whole(cut)
+        with pytest.raises(InputError, match=rf"0\.tar, {name}: .*cut short"):
+            images.read_image(cut)
 
 
 def test_colour_that_is_gray_takes_one_plane(tmp_path):
