@@ -4,6 +4,7 @@ Rescale or modality LUT, then VOI LUT or window, then MONOCHROME1 inverted (PS3.
 Only runs with DICOM files import this module, since pydicom takes a while.
 """
 
+import contextlib
 import io
 import logging
 import math
@@ -60,10 +61,23 @@ def read(location: str) -> Image.Image:
 
     A `window` of the location, in the units after rescale, takes the place of the header's.
     """
+    with refusals(location), opened(location) as file:
+        return picture(file, locations.split(location).window)
+
+
+def elements(location: str, *keywords: str) -> list:
+    """The values of these elements of the header, None for those that are not in it. Raises InputError as `read`."""
+    with refusals(location), opened(location) as file:
+        header, *_ = read_header(file, keywords)
+        return [header.get(keyword) for keyword in keywords]
+
+
+@contextlib.contextmanager
+def refusals(location: str):
+    """Makes an InputError of whatever pydicom raises."""
     path = locations.show(location)
     try:
-        with opened(location) as file:
-            return picture(file, locations.split(location).window)
+        yield
     except Refused as refused:
         reason, remedy = refused.reason, refused.remedy
     except FileNotFoundError:
@@ -72,6 +86,8 @@ def read(location: str) -> Image.Image:
         reason, remedy = "cut short in its header", AGAIN
     except Exception as error:  # a damaged header or stream makes pydicom and its decoders raise almost anything
         reason, remedy = str(error) or type(error).__name__, AGAIN
+    else:
+        return
     reason = "".join(one if one.isprintable() else "?" for one in " ".join(reason.split())[:250])
     raise InputError(f"{path}: the DICOM image cannot be read ({reason}): {remedy}")
 
@@ -281,7 +297,11 @@ def shade(header: Dataset, stored: np.ndarray, present: np.ndarray, window) -> n
     """Stored values -> their gray levels 0 to 255, uint8. `present` says which of them the picture has."""
     values = apply_modality_lut(stored, header)
     centre, width = window or (first(header.get("WindowCenter")), first(header.get("WindowWidth")))
-    function = "LINEAR" if window else str(header.get("VOILUTFunction") or "LINEAR").upper()
+    function = (
+        ("LINEAR" if width >= 1 else "LINEAR_EXACT")
+        if window
+        else str(header.get("VOILUTFunction") or "LINEAR").upper()
+    )
     padding = is_padding(header, stored)
     if header.get("VOILUTSequence") and not window:
         bits = header.VOILUTSequence[0].LUTDescriptor[2]
