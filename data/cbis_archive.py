@@ -55,7 +55,9 @@ class Archive:
                 except InputError as error:
                     logger.info(str(error))
                     continue
-                if uid == series.uid:
+                if uid is None:
+                    logger.info(f"{path}: its header has no SeriesInstanceUID: the file is left out")
+                elif uid == series.uid:
                     size = (columns, rows) if rows and columns else None
                     kind = KINDS.get(str(description or "").strip().lower(), "")
                     found.append(ImageFile(os.path.relpath(path, self.root), series.uid, kind, size))

@@ -3,8 +3,8 @@
 python tests/programs/cbis_archive.py --csv FOLDER       # of the four case CSVs: 1,546 / 326 / 1,318 / 378 rows
 
 The archive's tree is written four times: with folders called by UIDs and renamed, and with and without a
-SeriesDescription for each image. Which of 1-1.dcm and 1-2.dcm is the crop is drawn. Exit code 1 if a table has other ids,
-labels or patients than that of Kaggle's tree, or an image that is no crop.
+SeriesDescription for each image. Which of 1-1.dcm and 1-2.dcm is the crop is drawn. Exit code 1 if a table has other
+ids, labels or patients than that of Kaggle's tree, or an image that is no crop.
 """
 
 import argparse
@@ -15,9 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
-import conftest  # noqa: F401
 import numpy as np
 from PIL import Image
 
