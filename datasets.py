@@ -15,7 +15,7 @@ from utils import InputError, read_text, resolve
 __all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "paired_set", "read_pairs", "roco_table"]
 
 
-WINDOW = re.compile(r"-?\d{1,6}(\.\d+)?/\d{1,6}(\.\d+)?")
+WINDOW = re.compile(r"-?\d{1,6}(\.\d+)?/(?=.*[1-9])\d{1,6}(\.\d+)?")  # a width of 0 is none
 
 
 class Type(NamedTuple):
