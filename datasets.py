@@ -36,6 +36,12 @@ TYPES = {  # docs/EXTENDING.md adds one
     "cbis": Type(None, "data.cbis:cbis_set", ("path", "abnormality"), ("image",)),
     "imagefolder": Type(None, "data.folders:image_folder", ("path", "train", "test")),
     "filelist": Type(None, "data.folders:file_list", ("path", "train", "test")),
+    "webdataset": Type(
+        "data.shards:paired_shards",
+        "data.shards:labelled_shards",
+        ("path", "train"),
+        ("validation", "test", "id", "caption", "article", "patient", "label", "fit"),
+    ),
     "special": Type(None, "data.folders:special_set", ("path",)),
 }
 
