@@ -37,6 +37,16 @@ TYPES = {  # docs/EXTENDING.md adds one
     "imagefolder": Type(None, "data.folders:image_folder", ("path", "train", "test")),
     "filelist": Type(None, "data.folders:file_list", ("path", "train", "test")),
     "special": Type(None, "data.folders:special_set", ("path",)),
+    "table": Type(
+        "data.tables:table_pairs",
+        "data.tables:table_labelled",
+        ("path",),
+        (
+            "train validation test image caption label labels id patient article split keywords images share seed "
+            "uncertain blank"
+        ).split(),
+    ),
+    "rocov2": Type("data.rocov2:rocov2_set", None, ("path",)),
 }
 
 
