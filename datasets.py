@@ -43,6 +43,16 @@ TYPES = {  # docs/EXTENDING.md adds one
         ("validation", "test", "id", "caption", "article", "patient", "label", "fit"),
     ),
     "special": Type(None, "data.folders:special_set", ("path",)),
+    "table": Type(
+        "data.tables:table_pairs",
+        "data.tables:table_labelled",
+        ("path",),
+        (
+            "train validation test image caption label labels id patient article split keywords images share seed "
+            "uncertain blank"
+        ).split(),
+    ),
+    "rocov2": Type("data.rocov2:rocov2_set", None, ("path",)),
 }
 
 
