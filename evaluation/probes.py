@@ -36,7 +36,7 @@ class Probe:
     squash = False  # whether images are squashed to the square, however their data set is shown
     flips = False  # whether its training features are (N, 4, D): each image in all of features.FLIPS
     splits = ("train", "test")  # those whose features it needs; without "train", `fit` is given None for them
-    takes_findings = True  # whether it has a `fit_findings`
+    takes_findings = True  # whether it can be fitted to multi-label sets
     multi = False  # whether the set that it is chosen for is multi-label
 
     def make_model(self, args, contents: dict | None, path: str | None, classes: list[str]):
