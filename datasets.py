@@ -34,6 +34,7 @@ class Type(NamedTuple):
 TYPES = {  # docs/EXTENDING.md adds one
     "roco": Type("data.roco:roco_set", None, ("path",)),
     "cbis": Type(None, "data.cbis:cbis_set", ("path", "abnormality"), ("image",)),
+    "vindr": Type(None, "data.vindr:vindr_set", ("path", "label")),
     "imagefolder": Type(None, "data.folders:image_folder", ("path", "train", "test")),
     "filelist": Type(None, "data.folders:file_list", ("path", "train", "test")),
     "special": Type(None, "data.folders:special_set", ("path",)),
