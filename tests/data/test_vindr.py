@@ -8,39 +8,16 @@ import pytest
 import datasets
 from conftest import REPOSITORY
 from data.vindr import CLASSES
-from dicom_files import write_dicom
+from dicom_files import VINDR, write_vindr
 from evaluation.zeroshot import read_prompts
 from utils import InputError
 
-HEADER = "study_id,series_id,laterality,image_id,view_position,height,width,breast_birads,breast_density,split"
-ROWS = [
-    "aa,s,L,a1,CC,3518,2800,BI-RADS 2,DENSITY C,training",
-    "aa,s,R,a2,MLO,3518,2800,BI-RADS 4,DENSITY C,training",
-    "bb,s,L,b1,CC,3518,2800,BI-RADS 1,DENSITY A,test",
-    "cc,s,L,c1,CC,3518,2800,BI-RADS 5,DENSITY D,training",
-    "bb,s,R,b2,CC,3518,2800,BI-RADS 3,DENSITY B,test",
-]
-FINDINGS = "image_id,study_id,finding_categories,finding_birads,xmin\n" + "\n".join(
-    (
-        "a1,aa,['No Finding'],,",
-        "a2,aa,\"['Suspicious Calcification', 'Mass']\",BI-RADS 4,1.5",
-        "a2,aa,['Skin Retraction'],BI-RADS 4,7.5",
-        "b1,bb,['No Finding'],,",
-        "b2,bb,['Mass'],BI-RADS 3,3",
-        "c1,cc,['Global Asymmetry'],BI-RADS 5,2",
-    )
-)
+HEADER, *ROWS = VINDR.splitlines()
 
 
 @pytest.fixture
 def root(tmp_path):
-    write_rows(tmp_path, *ROWS)
-    (tmp_path / "finding_annotations.csv").write_text(FINDINGS + "\n")
-    for number, row in enumerate(ROWS):
-        study, image = row.split(",")[0], row.split(",")[3]
-        pixels = np.full((9, 7), 1000 * number, np.uint16)
-        write_dicom(tmp_path / "images" / study / f"{image}.dicom", pixels, WindowCenter=2000, WindowWidth=4001)
-    return tmp_path
+    return write_vindr(tmp_path / "vindr")
 
 
 def write_rows(root, *rows, header=HEADER):
