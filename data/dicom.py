@@ -251,7 +251,9 @@ def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[n
     options = as_pixel_options(header, pixel_keyword=keyword, pixel_vr=vr)
     try:
         pixels, properties = decoder.as_array(file, index=0, **options)
-    except RuntimeError as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # as pylibjpeg-rle has it
+            raise
         reason = " ".join(str(error).split()).partition("plugins: ")
         raise Refused(f"its {syntax.name} data cannot be decoded: {(reason[2] or reason[0])[:160]}") from None
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), properties["photometric_interpretation"]

@@ -341,6 +341,14 @@ def test_a_decoder_that_is_not_installed_is_named(monkeypatch):
     assert "JPEG-LS Lossless" in message and "pip install pylibjpeg pylibjpeg-libjpeg" in message
 
 
+def test_runs_of_rle_that_overflow(tmp_path):
+    contents = bytearray((FILES / "MR_small_RLE.dcm").read_bytes())
+    start = contents.rindex(b"\xe0\x7f\x10\0") + 20 + 8 + 64  # the first segment, behind the offsets
+    contents[start : start + 400] = b"\x81\0" * 200  # runs of 128 pixels
+    (tmp_path / "a.dcm").write_bytes(contents)
+    assert "its RLE Lossless data cannot be decoded" in refusal(tmp_path / "a.dcm")
+
+
 def test_a_deflated_file_is_not_inflated_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom.Image, "MAX_IMAGE_PIXELS", 100_000)
     path = tmp_path / "a.dcm"
