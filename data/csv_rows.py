@@ -28,7 +28,8 @@ def read_csv(source: str, required, optional=(), remedy: str = "restore the file
     columns = [header.index(name) if name in header else None for name in plain((*required, *optional))]
     lacking = [name for name, column in zip(required, columns, strict=False) if column is None]
     if lacking:
-        raise InputError(f"{source} lacks the column {lacking[0]!r}: {remedy}")
+        known = ", ".join(repr(name)[1:-1][:40] for name in lines[0][:20]) if lines else "no row"
+        raise InputError(f"{source} lacks the column {lacking[0]!r}, it has {known}: {remedy}")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         where = f"{source}, row {number}"

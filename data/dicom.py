@@ -239,7 +239,7 @@ def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[n
     if not decoder.is_available:
         raise Refused(
             f"the transfer syntax {syntax.name}, of which no decoder is installed",
-            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",
+            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-rle",
         )
     size = header.Rows, header.Columns, header.SamplesPerPixel
     if syntax.is_encapsulated and syntax != RLELossless:
@@ -251,7 +251,9 @@ def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[n
     options = as_pixel_options(header, pixel_keyword=keyword, pixel_vr=vr)
     try:
         pixels, properties = decoder.as_array(file, index=0, **options)
-    except RuntimeError as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # as pylibjpeg-rle has it
+            raise
         reason = " ".join(str(error).split()).partition("plugins: ")
         raise Refused(f"its {syntax.name} data cannot be decoded: {(reason[2] or reason[0])[:160]}") from None
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), properties["photometric_interpretation"]
@@ -285,12 +287,14 @@ def to_gray(header: Dataset, stored: np.ndarray, window) -> np.ndarray:
     unsigned = np.dtype(f"u{stored.dtype.itemsize}")
     every = np.arange(2 ** (8 * unsigned.itemsize), dtype=unsigned).view(stored.dtype)
     flat = np.ascontiguousarray(stored).view(unsigned).ravel()
-    blocks = [flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK)]
-    present = np.zeros(every.shape, bool)
+    blocks = [slice(start, start + BLOCK) for start in range(0, flat.size, BLOCK)]
+    present, shown = np.zeros(every.shape, bool), np.empty(flat.shape, np.uint8)
     for block in blocks:
-        present[block] = True
+        present[flat[block]] = True
     table = shade(header, every, present, window)
-    return np.concatenate([table[block] for block in blocks]).reshape(stored.shape)
+    for block in blocks:
+        shown[block] = table[flat[block]]
+    return shown.reshape(stored.shape)
 
 
 def shade(header: Dataset, stored: np.ndarray, present: np.ndarray, window) -> np.ndarray:

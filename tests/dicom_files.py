@@ -53,3 +53,34 @@ def table_item(first: int, values: list[int], bits: int) -> Dataset:
     item.add_new("LUTDescriptor", "US", [len(values), first, bits])
     item.add_new("LUTData", "US", values)
     return item
+
+
+VINDR = """\
+study_id,series_id,laterality,image_id,view_position,height,width,breast_birads,breast_density,split
+aa,s,L,a1,CC,3518,2800,BI-RADS 2,DENSITY C,training
+aa,s,R,a2,MLO,3518,2800,BI-RADS 4,DENSITY C,training
+bb,s,L,b1,CC,3518,2800,BI-RADS 1,DENSITY A,test
+cc,s,L,c1,CC,3518,2800,BI-RADS 5,DENSITY D,training
+bb,s,R,b2,CC,3518,2800,BI-RADS 3,DENSITY B,test
+"""
+FINDINGS = """\
+image_id,study_id,finding_categories,finding_birads,xmin
+a1,aa,['No Finding'],,
+a2,aa,"['Suspicious Calcification', 'Mass']",BI-RADS 4,1.5
+a2,aa,['Skin Retraction'],BI-RADS 4,7.5
+b1,bb,['No Finding'],,
+b2,bb,['Mass'],BI-RADS 3,3
+c1,cc,['Global Asymmetry'],BI-RADS 5,2
+"""
+
+
+def write_vindr(root: Path) -> Path:
+    """VinDr-Mammo's tree of five images, each of one gray level: 0, 64, 128, 191 and 255 in the order of the rows."""
+    root.mkdir(exist_ok=True)
+    (root / "breast-level_annotations.csv").write_text(VINDR)
+    (root / "finding_annotations.csv").write_text(FINDINGS)
+    for number, row in enumerate(VINDR.splitlines()[1:]):
+        study, _, _, image, *_ = row.split(",")
+        pixels = np.full((9, 7), 1000 * number, np.uint16)
+        write_dicom(root / "images" / study / f"{image}.dicom", pixels, WindowCenter=2000, WindowWidth=4001)
+    return root
