@@ -92,7 +92,8 @@ def ends(location: str, start: int = 8, end: int = 32) -> tuple[bytes, bytes]:
         return contents[:start], contents[-end:]
     path, offset, size = stretch(location)
     end = min(end, size)
-    return pread(path, offset, min(start, size)), pread(path, offset + size - end, end)
+    with open(path, "rb", buffering=0) as file:
+        return fill(file.fileno(), offset, min(start, size)), fill(file.fileno(), offset + size - end, end)
 
 
 def pread(path: str, offset: int, size: int) -> bytes:

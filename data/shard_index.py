@@ -42,8 +42,8 @@ class Index:
     """The index of a shard, from the bytes of its file: counts, and columns of strings as (bytes, lengths)."""
 
     def __init__(self, contents: bytes):
-        self.head, body = contents[8:].split(b"\n", 1)
-        self.head = json.loads(self.head)
+        end = contents.index(b"\n")
+        self.head, body = json.loads(contents[8:end]), memoryview(contents)[end + 1 :]
         self.columns, at = {}, 0
         for name, (count, size) in self.head["columns"].items():
             lengths = np.frombuffer(body, "<i4", count, at).astype(np.int64)

@@ -22,6 +22,7 @@ MOST_SHARDS = 1_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")  # in a folder; compressed ones are refused when they are opened
 KEYS = ("id", "caption", "article", "patient", "label")  # fields of the JSON; the entry may call them otherwise
 RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.-?(\d{1,12}))?")
+FITS = ("center256", "center", "squash")  # see views.whole
 SHOWN = 20  # faults that are named in the log
 
 
@@ -84,8 +85,10 @@ def labelled_shards(entry: dict, split: str) -> Labelled:
         patients = None
     images = [os.path.join(entry["path"], file) for file in found.files]
     labels = np.array([numbers[name] for name in named], np.int64)
-    patients, fit = patients and list(patients), entry.get("fit", "center256")
-    return Labelled(list(found.ids), labels, classes, patients, images, fit)
+    fit = entry.get("fit", FITS[0])
+    if fit not in FITS:
+        raise InputError(f"--dataset {entry['name']}: the fit {fit[:40]!a} is not one of {', '.join(FITS)}")
+    return Labelled(list(found.ids), labels, classes, patients and list(patients), images, fit)
 
 
 class Samples:
@@ -107,7 +110,7 @@ class Samples:
         for index, shard in zip(self.indices, shards, strict=True):
             contents, lengths = index.columns["places"]
             start = shard.encode("utf-8")
-            self.files.extend(contents.replace(b"\0at=", start + b"\0at="), lengths + len(start))
+            self.files.extend(bytes(contents).replace(b"\0at=", start + b"\0at="), lengths + len(start))
         self.say_faults(shards)
 
     def column(self, name: str) -> Strings:

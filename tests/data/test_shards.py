@@ -178,6 +178,8 @@ def test_labelled_by_class_number_label_or_both(tmp_path):
             data = datasets.labelled_set(entry(tmp_path / name, test="test"), split)
             assert data.classes == classes and data.labels.tolist() == labels and data.patients == ["p0", "p0", "p1"]
             assert data[2].width == 12 and data.fit == "center256" and data.ids == ["k0", "k1", "k2"]
+    with pytest.raises(InputError, match="the fit 'round' is not one of center256, center, squash"):
+        datasets.labelled_set(entry(tmp_path / "both", fit="round"), "train")
     with pytest.raises(InputError, match="the label 'cyst' is no class of the training split"):
         datasets.labelled_set(entry(tmp_path, train="cls/train", test="json/test"), "test")
     write(
@@ -382,3 +384,11 @@ def test_the_index_is_no_pickle_and_small(eight):
     assert all(path.stat().st_size < 1500 and path.read_bytes()[8:9] == b"{" for path in kept(eight))
     head = json.loads(kept(eight)[0].read_bytes()[8:].split(b"\n")[0])
     assert head["counts"] == {"samples": 3, "placeholders": 0}
+
+
+def test_the_benchmark_runs_in_small(scripts):
+    words = "--samples 200 --shards 3 --files 40 --pictures 0 --repeats 1 --no-record".split()
+    code, printed, errors = scripts.run("benchmarks/shards.py", *words)
+    assert code == 0, errors
+    for line in ("2 of the shards indexed by 2 processes", "first batch of views after", "the library, in a row"):
+        assert line in printed

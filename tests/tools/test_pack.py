@@ -7,11 +7,12 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 
 import datasets
 from conftest import picture
-from data import locations
+from data import images, locations, views
 from scripts import until
 from tools import pack
 
@@ -58,6 +59,11 @@ def test_pairs_come_back_as_they_were(articles, tmp_path, scripts):
         assert list(after.ids) == list(before.ids) and list(after.captions) == list(before.captions)
         places = [(before.path(i), after.path(i)) for i in range(len(before))]
         assert all(locations.read(one) == locations.read(other) for one, other in places)
+        batches = [
+            views.TrainViews(images.Files(some.path, len(some)), None, "slip", 64, 0).__getitems__([(0, 7), (0, 2)])
+            for some in (before, after)
+        ]
+        assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
         if split == "train":
             assert len(after) == 24 and after.articles.get(3) == "PMC1" and after.articles.get(23) is None
             assert [after.articles.get(i) for i in range(24)] == [before.articles.get(i) for i in range(24)]
