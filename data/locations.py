@@ -73,6 +73,11 @@ def stretch(location: str) -> tuple[str, int, int]:
 
 def read(location: str) -> bytes:
     """The bytes of the image. Raises OSError, EOFError if the file is too short for it."""
+    where = split(location)
+    if where.row:
+        from data import parquet  # only for runs that need it
+
+        return parquet.read(where.path, *where.row)
     path, offset, size = stretch(location)
     contents = pread(path, offset, size)
     if len(contents) < size:
@@ -82,6 +87,9 @@ def read(location: str) -> bytes:
 
 def ends(location: str, start: int = 8, end: int = 32) -> tuple[bytes, bytes]:
     """The first and the last bytes of the image. Raises OSError."""
+    if split(location).row:
+        contents = read(location)
+        return contents[:start], contents[-end:]
     path, offset, size = stretch(location)
     end = min(end, size)
     with open(path, "rb", buffering=0) as file:

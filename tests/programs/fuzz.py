@@ -38,7 +38,9 @@ import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
 
-from data import cache
+import cbis_archive
+import dicom_files
+from data import cache, dicom  # noqa: F401  (pydicom is imported before files are watched)
 import checkpoints
 import datasets
 from evaluation import features
@@ -112,6 +114,11 @@ class Kinds:
         images.symlink_to(root / "images_elsewhere")  # a folder that is a link is normal on a cluster
         make_phantoms(root / "phantoms", seed=0, pairs=1, validation_pairs=1, calc=(9, 6), mass=(9, 6), workers=1)
         self.cbis = root / "phantoms" / "cbis"
+        self.archive = cbis_archive.write_archive(root / "archive", self.cbis / "csv", renamed=True)
+        self.vindr = root / "vindr"
+        dicom_files.write_vindr(self.vindr)
+        small = (path for path in sorted(dicom_files.WHEEL.rglob("*.dcm")) if path.stat().st_size < 16_000)
+        self.dicoms = [path.read_bytes() for path in small]
         self.catalog = root / "catalog.json"
         self.catalog.write_bytes((REPOSITORY / "dataset_catalog.json").read_bytes())
         torch.manual_seed(0)
@@ -182,10 +189,21 @@ class Kinds:
         self.changed(self.cbis / "csv" / "dicom_info.csv", changes)
         self.crops(rng.choice(("calcification", "mass")), rng.choice(("train", "test")), rng)
 
-    def crops(self, abnormality: str, split: str, rng) -> None:
-        table = datasets.cbis_table(self.cbis, abnormality, split, rng.choice(("crop", "full")))
-        self.inside(table["path"], self.cbis)
+    def crops(self, abnormality: str, split: str, rng, root=None) -> None:
+        table = datasets.cbis_table(root or self.cbis, abnormality, split, rng.choice(("crop", "full")))
+        self.inside(table["path"], root or self.cbis)
         assert table["id"].is_unique
+
+    def archive_files(self, rng, changes) -> None:
+        kind = rng.choice(("*.csv", "CBIS-DDSM/*/*/*/*.dcm"))
+        self.changed(rng.choice(sorted(self.archive.glob(kind))), changes)
+        self.crops(rng.choice(("calcification", "mass")), rng.choice(("train", "test")), rng, self.archive)
+
+    def vindr_csvs(self, rng, changes) -> None:
+        self.changed(rng.choice(sorted(self.vindr.glob("*.csv"))), changes)
+        label = rng.choice(("breast_birads", "breast_density", "finding_categories"))
+        entry = {"name": "vindr", "type": "vindr", "path": str(self.vindr), "label": label}
+        self.inside(datasets.labelled_set(entry, rng.choice(("train", "test"))).images, self.vindr)
 
     def catalog_json(self, rng, changes) -> None:
         self.changed(self.catalog, changes)
@@ -314,6 +332,12 @@ class Kinds:
             ("tif", {"compression": "jpeg"}), ("bmp", {}), ("gif", {}), ("webp", {}), ("jp2", {}), ("ppm", {}),
         ))  # fmt: skip
         self.image(suffix, rng, changes, **how)
+
+    def dicom_image(self, rng, changes) -> None:
+        path = self.root / "image.dcm"
+        self.write(path, rng.choice(self.dicoms), changes)
+        images.unreadable([str(path)])
+        assert images.read_image(str(path)).mode in ("L", "RGB")
 
     def altered(self, rng) -> dict:
         """Contents for a checkpoint: the model's own weights, often with something wrong."""
@@ -480,14 +504,16 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist webdataset shard_indices jpeg png "
-    "other_image checkpoint zip cache_index cache_pixels feature_shard zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist webdataset "
+    "shard_indices jpeg png other_image dicom_image checkpoint zip cache_index cache_pixels feature_shard "
+    "zero_shot_prompts"
 ).split()
 
 
 READERS = (
-    "data/buffers data/roco data/cbis data/folders data/tar data/shard_index data/shards data/sets data/images "
-    "data/cache datasets checkpoints evaluation/features evaluation/zeroshot"
+    "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
+    "data/folders data/tar data/shard_index data/shards data/sets data/images data/dicom data/cache datasets "
+    "checkpoints evaluation/features evaluation/zeroshot"
 ).split()
 
 
