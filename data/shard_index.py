@@ -23,11 +23,11 @@ import utils
 from data import locations, lock, tar
 from data.batches import start_worker
 from data.buffers import Strings
-from data.roco import SUFFIXES
+from data.images import SUFFIXES
 from utils import InputError, logger
 
 VERSION = 1
-IMAGES = (*(suffix[1:] for suffix in SUFFIXES), "dcm", "dicom")  # if a sample has several, the first of these
+IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)  # if a sample has several, the first of these
 TEXTS = ("txt", "json", "cls")
 LONGEST_TEXT = 1 << 24  # bytes
 PLACEHOLDER = "No caption found"  # BIOMEDICA's, for a figure without a caption
