@@ -92,12 +92,14 @@ def crop(picture: Picture, row: np.ndarray, size: int, out: np.ndarray) -> None:
 
 
 def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
-    """The view for evaluation, (size, size) or (size, size, 3) uint8, resized bilinearly with antialiasing.
+    """The view for evaluation, (size, size) or (size, size, 3) uint8, resized with antialiasing, bilinearly by default.
 
     `fit` "squash": the whole image, its sides changed to `size`. "center": the shorter side is brought to `size`, and
     the middle is cut out. "center256": the same after the shorter side is brought to size * 8/7 (224: 256), as in
-    SLIP's linear probe.
+    SLIP's linear probe. "shortest bicubic", "squash bilinear" and so on are open_clip's modes, see `published_view`.
     """
+    if " " in fit:
+        return published_view(picture, size, *fit.split())
     short = round(size * 8 / 7) if fit == "center256" else size
     level = next((one for one in reversed(picture.levels) if min(one.shape[:2]) >= short), picture.levels[0])
     image = Image.fromarray(level)
@@ -106,6 +108,29 @@ def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
     scale = short / min(picture.width, picture.height)
     image = image.resize([max(short, round(side * scale)) for side in (picture.width, picture.height)], Image.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def published_view(picture: Picture, size: int, mode: str, interpolation: str, fill: str = "0") -> np.ndarray:
+    """open_clip's view for evaluation (its image_transform, to the pixel).
+
+    `mode` "shortest": the shorter side is brought to `size`, and the middle is cut out; "squash": both sides are;
+    "longest": the longer side is, and what is left of the square has the gray level `fill`.
+    """
+    how = Image.BILINEAR if interpolation == "bilinear" else Image.BICUBIC
+    side = max if mode == "longest" else min  # the side that is to have `size` pixels
+    level = next((one for one in reversed(picture.levels) if side(one.shape[:2]) >= size), picture.levels[0])
+    image, sides = Image.fromarray(level), (picture.width, picture.height)
+    if mode == "squash":
+        return np.asarray(image.resize((size, size), how))
+    if mode == "longest":
+        ratio = max(sides) / size
+        image = image.resize([max(1, round(one / ratio)) for one in sides], how)
+        square = Image.new(image.mode, (size, size), int(fill) if image.mode == "L" else (int(fill),) * 3)
+        square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+        return np.asarray(square)
+    image = image.resize([int(size * one / min(sides)) for one in sides], how)
+    left, top = (round((one - size) / 2) for one in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
