@@ -43,8 +43,8 @@ def from_hub(repository: str, names: tuple[str, ...], what: str) -> Path:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
     raise InputError(
-        f"{what}: no {names[-1]} of {repository} ({reason}): fetch it elsewhere, and put it into the hub's cache or give "
-        "its folder as open_clip:local-dir:FOLDER"
+        f"{what}: no {names[-1]} of {repository} ({reason}): fetch it elsewhere, into the hub's cache or a "
+        "folder that is given as open_clip:local-dir:FOLDER"
     )
 
 

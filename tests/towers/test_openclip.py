@@ -100,7 +100,7 @@ def test_another_image_size_is_open_clips_too(kind, size, tmp_path):
     pixels = torch.randn(2, 3, size, size)
     assert (model.encode_image(pixels) - reference.encode_image(pixels)).abs().max() < 1e-5
     if kind == "native":
-        with pytest.raises(InputError, match="--image-size 100: .* multiples of 16"):
+        with pytest.raises(InputError, match=r"--image-size 100: .* multiples of 16"):
             create(folder, image_size=100)
 
 
