@@ -141,13 +141,13 @@ def test_a_text_model_that_cannot_be_asked_for_has_the_dimensions_of_its_weights
     """open_clip itself asks the hub for its configuration, and cannot open such a folder without a network."""
     reference, _, tokenize = opened_by_open_clip(publish("biomedclip", tmp_path / "first", safe))
     folder = publish("biomedclip", tmp_path / "model", safe, text=BIOMEDBERT)
-    with pytest.raises(OSError, match="offline|connect"):
+    with pytest.raises(OSError, match=r"offline|connect"):
         opened_by_open_clip(folder)
     model, known = create(folder)
     assert known.config["hf_config"] is None
     found, *_ = text_embeddings(model, known, folder, TEXTS)
     assert (found - reference.encode_text(tokenize(TEXTS))).abs().max() < 1e-5
-    with pytest.raises(InputError, match=rf"no configuration of its text model {BIOMEDBERT}: put its config.json"):
+    with pytest.raises(InputError, match="no configuration of its text model microsoft/Bio"):
         create(folder, pretrained="none")
 
 
