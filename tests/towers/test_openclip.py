@@ -1,6 +1,7 @@
 """open_clip's models as MedSLIP's: the same embeddings, views, tokens and zero-shot as open_clip's own."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,12 @@ def test_the_tokens_are_open_clips(kind, tmp_path):
     tokenizer, _ = models.own_tokenizer(f"open_clip:local-dir:{folder}", known._asdict())
     batch = Tokens(tokenizer, TEXTS, known.context_length, pad_to=known.context_length).batch(range(len(TEXTS)))
     assert torch.equal(batch["input_ids"][0][batch["text_order"]], tokenize(TEXTS))
+    lazy = Tokens(pickle.loads(pickle.dumps(tokenizer)), TEXTS * 50_000, known.context_length)  # as a worker gets it
+    assert lazy.lazy
+    for row, own in zip(
+        lazy.rows(range(3)), tokenizer(TEXTS[:3], True, known.context_length)["input_ids"], strict=True
+    ):
+        assert np.array_equal(row, own)
     shorter = Tokens(tokenizer, TEXTS[:3], known.context_length).batch(range(3))["input_ids"][0].shape[1]
     assert (shorter == known.context_length) == (kind == "siglip")  # whose tower sees the padding
 
