@@ -252,7 +252,7 @@ def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[n
     try:
         pixels, properties = decoder.as_array(file, index=0, **options)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # as pylibjpeg-rle has it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # pylibjpeg-rle's, of Rust
             raise
         reason = " ".join(str(error).split()).partition("plugins: ")
         raise Refused(f"its {syntax.name} data cannot be decoded: {(reason[2] or reason[0])[:160]}") from None
