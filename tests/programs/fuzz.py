@@ -428,7 +428,7 @@ KINDS = (
 
 READERS = (
     "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
-    "data/folders data/sets data/images data/dicom data/cache datasets checkpoints "
+    "data/folders data/sets data/images data/dicom data/dicom_gray data/cache datasets checkpoints "
     "evaluation/features evaluation/zeroshot"
 ).split()
 
