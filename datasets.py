@@ -37,7 +37,23 @@ TYPES = {  # docs/EXTENDING.md adds one
     "vindr": Type(None, "data.vindr:vindr_set", ("path", "label")),
     "imagefolder": Type(None, "data.folders:image_folder", ("path", "train", "test")),
     "filelist": Type(None, "data.folders:file_list", ("path", "train", "test")),
+    "webdataset": Type(
+        "data.shards:paired_shards",
+        "data.shards:labelled_shards",
+        ("path", "train"),
+        ("validation", "test", "id", "caption", "article", "patient", "label", "fit"),
+    ),
     "special": Type(None, "data.folders:special_set", ("path",)),
+    "table": Type(
+        "data.tables:table_pairs",
+        "data.tables:table_labelled",
+        ("path",),
+        (
+            "train validation test image caption label labels id patient article split keywords images share seed "
+            "uncertain blank"
+        ).split(),
+    ),
+    "rocov2": Type("data.rocov2:rocov2_set", None, ("path",)),
 }
 
 

@@ -166,10 +166,15 @@ def unreadable(images, decode: bool = False) -> dict[str, str]:
             return str(error)
         return None
 
+    def reasons(some):
+        return {location: why for location in some if (why := reason(location))}
+
     found, images = {}, iter(images)
     with ThreadPoolExecutor(16) as pool:
         while some := list(dict.fromkeys(itertools.islice(images, 65_536))):  # map would hold every location
-            found |= {location: why for location, why in zip(some, pool.map(reason, some), strict=True) if why}
+            parts = [some[start : start + 64] for start in range(0, len(some), 64)]  # a job costs as much as an image
+            for part in pool.map(reasons, parts):
+                found |= part
     return found
 
 
