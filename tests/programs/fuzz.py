@@ -512,8 +512,8 @@ KINDS = (
 
 READERS = (
     "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
-    "data/folders data/tar data/shard_index data/shards data/sets data/images data/dicom data/cache datasets "
-    "checkpoints evaluation/features evaluation/zeroshot"
+    "data/folders data/tar data/shard_index data/shards data/sets data/images data/dicom data/dicom_gray data/cache "
+    "datasets checkpoints evaluation/features evaluation/zeroshot"
 ).split()
 
 
