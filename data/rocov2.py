@@ -3,7 +3,7 @@
 Layout (Rueckert et al., Sci Data 2024, doi 10.1038/s41597-024-03496-6; Zenodo 10821435):
 
     ROOT/{train,valid,test}_captions.csv                       ID, Caption
-    ROOT/{train,valid,test}_concepts.csv, _concepts_manual.csv ID, CUIs, of which a row may have several: C0040405;C0817096
+    ROOT/{train,valid,test}_concepts.csv, _concepts_manual.csv ID, CUIs ("C0040405;C0817096")
     ROOT/cui_mapping.csv                                       CUI, Canonical name
     ROOT/license_information.csv                               ID, PMCID and others
     ROOT/train/ROCOv2_2023_train_000001.jpg                    or train_images/train/ or train_images/

@@ -1,4 +1,4 @@
-"""Tables on the disk, read in blocks of rows: CSV and TSV, JSON lines, parquet. Rows are named as a spreadsheet does."""
+"""Tables on the disk, read in blocks of rows: CSV and TSV, JSON lines, parquet. A header is row 1."""
 
 import csv
 import gzip
@@ -133,13 +133,13 @@ def read_header(lines: Text) -> tuple[list[str], Iterator[list[str]]]:
 
 def read_objects(lines: Text) -> Iterator[dict]:
     """The objects of a file of JSON lines; an empty line gives an empty one."""
-    for lines.row, line in enumerate(lines, 1):
-        if not line.strip():
+    for lines.row, string in enumerate(lines, 1):  # noqa: B020 (an attribute of it counts the rows)
+        if not string.strip():
             yield {}
             continue
         try:
-            found = json.loads(line)
-            if "\\ud" in line.lower():
+            found = json.loads(string)
+            if "\\ud" in string.lower():
                 json.dumps(found, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
         except (ValueError, RecursionError) as error:
             what = getattr(error, "msg", None) or "it is no text, or too long or deep"

@@ -83,9 +83,9 @@ class Rows:
 
     def column(self, role: str) -> str | None:
         """The column that the entry names for a role, else the first of ROLES that is there."""
-        if role not in self.entry:
-            return next((name for known in ROLES[role] for name in self.names if name.lower() == known), None)
-        return self.check(self.entry[role], role)
+        there = (name for known in ROLES[role] for name in self.names if name.lower() == known)
+        name = self.entry.get(role) or next(there, None)
+        return name and self.check(name, role)
 
     def check(self, column: str, role: str) -> str:
         if self.names.count(column) != 1:
@@ -99,7 +99,7 @@ class Rows:
         """The column of a role. Raises InputError if there is none."""
         if role not in self.columns:
             raise InputError(
-                f"{self.files[0]}: no column of its own for '{role}' ({', '.join(ROLES[role])}), only {some(self.names)}: "
+                f"{self.files[0]}: no column for '{role}' ({', '.join(ROLES[role])}), only {some(self.names)}: "
                 f"name one as '{role}' in the entry '{self.entry['name']}'"
             )
         return self.columns[role]
@@ -211,7 +211,7 @@ class Rows:
         return parquet.stored(path, column) if is_parquet else None
 
     def check_paths(self, written: list[list[str]], numbers: list[int]) -> None:
-        """Raise InputError for the name of an image that leads out of the folders, or from a parquet file is absolute."""
+        """Raise InputError for an image whose name leads out of the folders, or from a parquet file is absolute."""
         joined = "\n" + "\n".join(itertools.chain.from_iterable(written))
         if not (".." in joined or "\0" in joined or (self.from_elsewhere and "\n/" in joined)):
             return

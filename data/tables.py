@@ -68,14 +68,11 @@ def read_pairs(
         numbers.extend(block.numbers[i] for i in which)
         written.extend(hash(tuple(block.written[i])) for i in which)
         if chosen:
-            words = [
-                " ".join(one)
-                for cells in block.cells[1:]
-                for one in rows.convert(lines, cells, block.numbers, extra[0])
-            ]
-            words = [keywords.get(key, "") for key in block.ids] if keywords is not None else words or [""] * len(found)
+            words = [(keywords or {}).get(key, "") for key in block.ids]
+            for cells in block.cells[1:]:
+                words = [" ".join(one) for one in rows.convert(lines, cells, block.numbers, extra[0])]
             member.extend(chosen(f"{caption} {words[i]}") for i, caption, _ in pairs)
-    source = ", ".join(rows.files[:1]) + (f" and {len(rows.files) - 1} more" if len(rows.files) > 1 else "")
+    source = rows.files[0] + (f" and {len(rows.files) - 1} more" if len(rows.files) > 1 else "")
     if without_caption:
         logger.info(f"{source}: {without_caption} rows without a caption left out")
     if not len(ids):
@@ -117,30 +114,33 @@ def unique(ids: Strings, numbers, written, where: Callable | None) -> Strings:
     """The ids of N pairs, those that repeat followed by _2, _3 and so on.
 
     Several captions may be of one image, and several images of one caption. With `where`, which names a row, InputError
-    is raised if an id comes again in another row and with another image: `numbers` are the pairs' rows, and `written` the
-    hashes of the names of their rows' images.
+    is raised if an id comes again with another image: `numbers` are the pairs' rows, and `written` the hashes of their
+    rows' images.
     """
     hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
     ordered = np.sort(hashes)
     repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not repeated:
         return ids
-    taken, seen, found = set(hashes.tolist()), {}, Strings()
-    for i, key in enumerate(ids):
-        name = key
-        if hash(key) in repeated:
-            count, image = seen.get(key, (0, written[i]))
-            if where and written[i] != image:
-                raise InputError(
-                    f"{where(numbers[i])}: the id '{key[:60]}' is that of an earlier row with another image: correct it, "
-                    "or name another column as 'id' in the catalog"
-                )
-            while count and hash(name := f"{key}_{count + 1}") in taken:
-                count += 1
-            taken.add(hash(name))
-            seen[key] = count + 1, image
-        found.append(name)
-    return found
+    taken, seen = set(hashes.tolist()), {}
+
+    def names():
+        for i, key in enumerate(ids):
+            name = key
+            if hash(key) in repeated:
+                count, image = seen.get(key, (0, written[i]))
+                if where and written[i] != image:
+                    raise InputError(
+                        f"{where(numbers[i])}: the id '{key[:60]}' is that of an earlier row with another image: correct "
+                        "it, or name another column as 'id' in the catalog"
+                    )
+                while count and hash(name := f"{key}_{count + 1}") in taken:
+                    count += 1
+                taken.add(hash(name))
+                seen[key] = count + 1, image
+            yield name
+
+    return Strings(names())
 
 
 def shared(files: Strings) -> Choices:
