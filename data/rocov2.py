@@ -67,7 +67,7 @@ def read_columns(path: str, *columns: str):
     for column in columns:
         if column.lower() not in names:
             raise InputError(
-                f"{path}: no column '{column}', only {', '.join(names)[:600]}: take it from the archive again"
+                f"{path}: no column '{column}', only {', '.join(names.values())[:600]}: take it from the archive again"
             )
     for block in table_files.read(path, [names[column.lower()] for column in columns]):
         yield from zip(*(map(table_files.line, cells) for cells in block), strict=True)

@@ -131,8 +131,8 @@ def unique(ids: Strings, numbers, written, where: Callable | None) -> Strings:
                 count, image = seen.get(key, (0, written[i]))
                 if where and written[i] != image:
                     raise InputError(
-                        f"{where(numbers[i])}: the id '{key[:60]}' is that of an earlier row with another image: correct "
-                        "it, or name another column as 'id' in the catalog"
+                        f"{where(numbers[i])}: the id '{key[:60]}' is that of an earlier row with another image: "
+                        "correct it, or name another column as 'id' in the catalog"
                     )
                 while count and hash(name := f"{key}_{count + 1}") in taken:
                     count += 1

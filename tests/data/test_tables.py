@@ -189,9 +189,7 @@ def test_a_share_of_the_patients(tmp_path):
     (first, second), (pairs, held) = sides()
     assert not first & second and len(first | second) == 100 and len(pairs) + len(held) == n
     assert 4 <= len(second) <= 18  # of 100, a tenth is expected
-    assert pairs.notes["split"].startswith(
-        "the rows of t.csv: a share of 0.9 of its 100 patients, by a hash with seed 0"
-    )
+    assert "t.csv: a share of 0.9 of its 100 patients, by a hash with seed 0" in pairs.notes["split"]
     assert sides(seed="1")[0][1] != second
     table[::-1].iloc[: n // 2].to_csv(tmp_path / "t.csv", index=False)
     assert sides()[0][1] <= second, "patients stay where they are when others come or go"
@@ -213,7 +211,8 @@ def test_subsets_by_captions_and_keywords(tmp_path):
     pictures(tmp_path, "a.png", "b.png", "c.png")
     path = write(
         tmp_path / "t.jsonl",
-        '{"image": "a.png", "caption": "Mammogram"}\n{"image": "b.png", "caption": "A mass", "keywords": ["x-ray", "chest"]}\n'
+        '{"image": "a.png", "caption": "Mammogram"}\n'
+        '{"image": "b.png", "caption": "A mass", "keywords": ["x-ray", "chest"]}\n'
         '{"image": "c.png", "caption": "Mammogram", "keywords": "ultrasound"}\n',
     )
     both = datasets.paired_set(entry(path, share="0"), "train", subset="mammo+xray")

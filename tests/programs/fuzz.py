@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import forked  # isort: skip  (before torch)
 import numpy as np
+import pandas as pd
 import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
@@ -203,6 +204,56 @@ class Kinds:
         entry = {"name": "list", "type": "filelist", "path": str(folder), "train": "train", "test": "test"}
         data = datasets.labelled_set(entry, rng.choice(("train", "test")))
         assert not any(".." in Path(path).parts for path in data.images)
+
+    def table(self, ending: str, rng, changes) -> None:
+        folder, path = self.root / "table", self.root / "table" / f"rows.{ending}"
+        if not path.exists():
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            rows = []
+            for i in range(12):
+                picture(i).save(folder / "images" / f"{i}.png")
+                kind = ("train", "val", "test")[i % 3]
+                rows.append(
+                    (f"p{i // 2}", f"images/{i}.png", f"a mass, {i}", kind, str(i % 2), ("1", "0", "-1", "")[i % 4])
+                )
+            frame = pd.DataFrame(rows, columns="patient image caption split label finding".split())
+            if ending == "csv":
+                frame.to_csv(path, index=False)
+            elif ending == "jsonl":
+                frame.to_json(path, orient="records", lines=True)
+            else:
+                stored = [{"bytes": (folder / name).read_bytes(), "path": name} for name in frame["image"]]
+                frame.assign(stored=stored).to_parquet(path, row_group_size=5)
+        self.changed(path, changes)
+        entry = {
+            "name": "table",
+            "type": "table",
+            "path": str(path),
+            **rng.choice(({}, {"share": "0.5", "split": "label"})),
+        }
+        if ending == "parquet":
+            entry["image"] = rng.choice(("image", "stored"))
+        if rng.random() < 0.5:
+            subset = rng.choice(("all", "mammo+xray"))
+            found = datasets.paired_set(entry, rng.choice(("train", "validation")), subset=subset, optional=True)
+            ids, paths = (list(found.ids), list(found.paths())) if found else ([], [])
+        else:
+            found = datasets.labelled_set(
+                {**entry, **rng.choice(({}, {"labels": "finding"}))}, rng.choice(("train", "test"))
+            )
+            ids, paths = found.ids, list(found.images)
+        assert len(set(ids)) == len(ids)
+        self.inside(paths, folder)
+        images.unreadable(paths)
+
+    def table_csv(self, rng, changes) -> None:
+        self.table("csv", rng, changes)
+
+    def table_jsonl(self, rng, changes) -> None:
+        self.table("jsonl", rng, changes)
+
+    def table_parquet(self, rng, changes) -> None:
+        self.table("parquet", rng, changes)
 
     def image(self, suffix: str, rng, changes, **how) -> None:
         path = self.root / f"image.{suffix}"
@@ -397,13 +448,14 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png other_image checkpoint zip "
+    "captions keywords licences case_csv dicom_info catalog_json filelist table_csv table_jsonl table_parquet jpeg png other_image checkpoint zip "
     "cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 
 READERS = (
-    "data/buffers data/roco data/cbis data/folders data/sets data/images data/cache datasets checkpoints "
+    "data/buffers data/roco data/cbis data/folders data/sets data/tables data/table_rows data/table_files "
+    "data/table_images data/parquet data/splits data/images data/cache datasets checkpoints "
     "evaluation/features evaluation/zeroshot"
 ).split()
 
