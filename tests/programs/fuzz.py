@@ -206,17 +206,18 @@ class Kinds:
         assert not any(".." in Path(path).parts for path in data.images)
 
     def table(self, ending: str, rng, changes) -> None:
-        folder, path = self.root / "table", self.root / "table" / f"rows.{ending}"
+        folder = self.root / "table"
+        columns = "patient image caption label finding split".split()
+        columns = columns[: rng.choice((5, 6))]  # without a split, a share of the patients is held out
+        path = folder / f"rows{len(columns)}.{ending}"
         if not path.exists():
             (folder / "images").mkdir(parents=True, exist_ok=True)
             rows = []
             for i in range(12):
                 picture(i).save(folder / "images" / f"{i}.png")
-                kind = ("train", "val", "test")[i % 3]
-                rows.append(
-                    (f"p{i // 2}", f"images/{i}.png", f"a mass, {i}", kind, str(i % 2), ("1", "0", "-1", "")[i % 4])
-                )
-            frame = pd.DataFrame(rows, columns="patient image caption split label finding".split())
+                finding, split = ("1", "0", "-1", "")[i % 4], ("train", "val", "test")[i % 3]
+                rows.append((f"p{i // 2}", f"images/{i}.png", f"a mass, {i}", "ab"[i % 2], finding, split))
+            frame = pd.DataFrame(rows, columns="patient image caption label finding split".split())[columns]
             if ending == "csv":
                 frame.to_csv(path, index=False)
             elif ending == "jsonl":
@@ -225,26 +226,21 @@ class Kinds:
                 stored = [{"bytes": (folder / name).read_bytes(), "path": name} for name in frame["image"]]
                 frame.assign(stored=stored).to_parquet(path, row_group_size=5)
         self.changed(path, changes)
-        entry = {
-            "name": "table",
-            "type": "table",
-            "path": str(path),
-            **rng.choice(({}, {"share": "0.5", "split": "label"})),
-        }
+        entry = {"name": "table", "type": "table", "path": str(path), "share": "0.5"}
         if ending == "parquet":
             entry["image"] = rng.choice(("image", "stored"))
         if rng.random() < 0.5:
-            subset = rng.choice(("all", "mammo+xray"))
-            found = datasets.paired_set(entry, rng.choice(("train", "validation")), subset=subset, optional=True)
+            split, subset = rng.choice(("train", "validation")), rng.choice(("all", "mammo+xray"))
+            found = datasets.paired_set(entry, split, subset=subset, optional=True)
             ids, paths = (list(found.ids), list(found.paths())) if found else ([], [])
         else:
-            found = datasets.labelled_set(
-                {**entry, **rng.choice(({}, {"labels": "finding"}))}, rng.choice(("train", "test"))
-            )
+            entry |= rng.choice(({}, {"labels": "finding"}))
+            found = datasets.labelled_set(entry, rng.choice(("train", "test")))
             ids, paths = found.ids, list(found.images)
-        assert len(set(ids)) == len(ids)
-        self.inside(paths, folder)
-        images.unreadable(paths)
+        assert len(set(ids)) == len(ids) and not any(".." in Path(path).parts for path in paths)
+        if ending == "parquet":  # tables of one's own may have absolute paths
+            self.inside(paths, folder)
+        images.unreadable(path for path in paths if path.startswith(str(folder)))
 
     def table_csv(self, rng, changes) -> None:
         self.table("csv", rng, changes)
@@ -448,8 +444,8 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist table_csv table_jsonl table_parquet jpeg png other_image checkpoint zip "
-    "cache_index cache_pixels feature_shard zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info catalog_json filelist table_csv table_jsonl table_parquet jpeg png "
+    "other_image checkpoint zip cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 
