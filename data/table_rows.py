@@ -163,10 +163,11 @@ class Rows:
         own = {role: self.columns.get(role) for role in ("id", "patient", "article", "split")}
         own["image"] = None if self.template else self.columns["image"]
         asked = list(dict.fromkeys([*filter(None, own.values()), *template, *columns]))
-        current = None
+        current, finders = None, {}
         for path, first, block in self.blocks(asked):
             if path != current:
-                current, start, finder = path, first, Finder(self.bases(path))
+                current, start, bases = path, first, self.bases(path)
+                finder = finders.setdefault(bases, Finder(bases))
                 stored = self.stored(path, own["image"])
             cells = dict(zip(asked, block, strict=True))
             kept = range(len(block[0]))
@@ -184,17 +185,23 @@ class Rows:
                 written = [[one] if one else [] for one in filled]
             else:
                 written = read(own["image"], table_files.texts)
-            self.check_paths(written, numbers)
+            rows = [number - start for number in numbers]
+            inside = [stored is not None and bool(stored[row]) for row in rows]
+            outside = [[] if one else names for names, one in zip(written, inside, strict=True)]
+            self.check_paths(outside, numbers)
             ids = [
-                key or self.key(path, number - start, names)
-                for key, number, names in zip(read(own["id"]), numbers, written, strict=True)
+                key or self.key(path, row, names)
+                for key, row, names in zip(read(own["id"]), rows, written, strict=True)
             ]
             patients, articles = read(own["patient"]), read(own["article"])
             if not own["patient"]:
                 patients = [match[1] if names and (match := PATIENT.search(names[0])) else "" for names in written]
-            images = self.locate(path, own["image"], stored, finder, [number - start for number in numbers], written)
+            located = self.find(finder, outside)
+            for i in itertools.compress(range(len(rows)), inside):
+                name = os.path.basename(*written[i][:1] or [""]).replace("\0", "")
+                located[i] = [locations.make(self.below(path), row=f"{own['image']}:{rows[i]}", name=name)]
             found = Block(
-                numbers, ids, written, images, patients, articles, [[cells[one][i] for i in kept] for one in columns]
+                numbers, ids, written, located, patients, articles, [[cells[one][i] for i in kept] for one in columns]
             )
             yield found if self.share is None else self.our_side(found)
 
@@ -207,8 +214,7 @@ class Rows:
 
     def stored(self, path: str, column: str | None) -> np.ndarray | None:
         """Which rows of a file hold their image, (N,) bool; None: it has no column of stored images."""
-        is_parquet = column is not None and table_files.kind(path) == "parquet"
-        return parquet.stored(path, column) if is_parquet else None
+        return parquet.stored(path, column) if column and table_files.kind(path) == "parquet" else None
 
     def check_paths(self, written: list[list[str]], numbers: list[int]) -> None:
         """Raise InputError for an image whose name leads out of the folders, or from a parquet file is absolute."""
@@ -237,26 +243,21 @@ class Rows:
         *parts, cells = ([*itertools.compress(part, keep)] for part in block[:-1]), block.cells
         return Block(*parts[0], [[*itertools.compress(one, keep)] for one in cells])
 
-    def bases(self, path: str) -> list[str]:
+    def bases(self, path: str) -> tuple[str, ...]:
         """The folders that images may lie in."""
         folder = os.path.dirname(path)
         given = [] if self.template else filter(None, map(str.strip, self.entry.get("images", "").split(",")))
-        return [*(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)]
+        return *(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)
 
-    def locate(self, path, column, stored, finder, rows: list[int], written) -> list[list[str | None]]:
-        """The locations of the images of these rows of a file: of those that it stores, and of files."""
-        if not self.look:
-            return [[None] for _ in rows]
-        inside = [stored is not None and bool(stored[row]) for row in rows]
-        outside = (names for names, one in zip(written, inside, strict=True) if not one)
-        folder = os.path.join(self.root, "")
-        found = {name: one.removeprefix(folder) for name, one in finder(itertools.chain.from_iterable(outside)).items()}
-        here = path.removeprefix(folder)
-        return [
-            [locations.make(here, row=f"{column}:{row}", name=os.path.basename((*names, "")[0]))]
-            if one else [found.get(name) for name in names] or [None]
-            for row, names, one in zip(rows, written, inside, strict=True)
-        ]  # fmt: skip
+    def below(self, path: str) -> str:
+        """A path relative to the root, if it is below it."""
+        return path.removeprefix(os.path.join(self.root, ""))
+
+    def find(self, finder: Finder, written: list[list[str]]) -> list[list[str | None]]:
+        """The locations of the image files of each row; [None] for a row without one."""
+        found = finder(itertools.chain.from_iterable(written)) if self.look else {}
+        found = {name: self.below(path) for name, path in found.items()}
+        return [[found.get(name) for name in names] or [None] for names in written]
 
     def notes(self) -> dict[str, str]:
         """For the log and the run: how the rows were chosen, known after the last of them."""

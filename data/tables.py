@@ -164,6 +164,11 @@ def table_labelled(entry: dict, split: str) -> Labelled:
     rows = labelled_rows(entry, split)
     several = [name.strip() for name in entry.get("labels", "").split(",") if name.strip()]
     columns = several or [rows.need("label")]
+    for key in ("label",) if several else ("uncertain", "blank"):
+        if key in entry:
+            logger.warning(
+                f"entry '{entry['name']}': '{key}' has no effect {'beside' if several else 'without'} 'labels'"
+            )
     ids, images, patients, labels, values = Strings(), [], [], [], set()
     numbers, written, missing, blank = array("q"), array("q"), [], 0
     for block in rows.select(*columns):

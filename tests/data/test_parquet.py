@@ -25,6 +25,7 @@ def encoded(seed: int) -> bytes:
 def table(tmp_path):
     """12 pictures in 3 row groups; rows 5 and 9 hold none, and of row 9 the file lies beside."""
     cells = [{"bytes": encoded(i), "path": f"folder/{i}.png"} for i in range(12)]
+    cells[2]["path"] = "/root/cache/../2.png"  # it is no path here, only a name
     cells[5] = None
     cells[9]["bytes"] = None
     (tmp_path / "folder").mkdir()
@@ -49,7 +50,8 @@ def readings(monkeypatch):
 
 def test_pairs_with_stored_images(table):
     pairs = datasets.paired_set(entry(table), "train")
-    assert list(pairs.ids) == [f"folder/{i}" for i in range(12) if i != 5] and pairs.missing == ["train.parquet_6"]
+    names = [f"folder/{i}" for i in range(12) if i != 5]
+    assert list(pairs.ids) == [*names[:2], "/root/cache/../2", *names[3:]] and pairs.missing == ["train.parquet_6"]
     assert pairs.files[0] == "train.parquet\0row=image:0\0name=0.png" and pairs.files[8] == "folder/9.png"
     for i, number in enumerate(n for n in range(12) if n != 5):
         assert np.array_equal(np.asarray(images.read_image(pairs.path(i))), np.asarray(picture(number)))
