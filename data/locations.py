@@ -92,16 +92,22 @@ def ends(location: str, start: int = 8, end: int = 32) -> tuple[bytes, bytes]:
         return contents[:start], contents[-end:]
     path, offset, size = stretch(location)
     end = min(end, size)
-    return pread(path, offset, min(start, size)), pread(path, offset + size - end, end)
+    with open(path, "rb", buffering=0) as file:
+        return fill(file.fileno(), offset, min(start, size)), fill(file.fileno(), offset + size - end, end)
 
 
 def pread(path: str, offset: int, size: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
-        parts = []
-        while size > 0 and (part := os.pread(file.fileno(), min(size, 1 << 30), offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return b"".join(parts)
+        return fill(file.fileno(), offset, size)
+
+
+def fill(number: int, offset: int, size: int) -> bytes:
+    """A stretch of the file that is open under a number; shorter only where the file ends. Raises OSError."""
+    parts = []
+    while size > 0 and (part := os.pread(number, min(size, 1 << 30), offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)
 
 
 def source(location: str) -> str | io.BytesIO:

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from data.roco import SUFFIXES
+from data.images import SUFFIXES
 
-ENDINGS = tuple(dict.fromkeys((*SUFFIXES, ".dcm", ".dicom")))
 FIELD = re.compile(r"\{([^{}:]+)(?::(\d+))?\}")
 
 
@@ -63,12 +62,12 @@ class Finder:
 
 
 def listing(folder: str) -> tuple[set[str], list[str]]:
-    """The names of the files in a folder, and which suffixes of images are among them, in the order of ENDINGS."""
+    """The names of the files in a folder, and which suffixes of images are among them, in the order of SUFFIXES."""
     try:
         with os.scandir(folder) as entries:
             names = {entry.name for entry in entries if entry.is_file()}
     except (OSError, ValueError):
         return set(), []
     endings = {name[name.rfind(".") :] for name in names}
-    places = {ending: ENDINGS.index(ending.lower()) for ending in endings if ending.lower() in ENDINGS}
+    places = {ending: SUFFIXES.index(ending.lower()) for ending in endings if ending.lower() in SUFFIXES}
     return names, sorted(places, key=places.get)

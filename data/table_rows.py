@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data import locations, parquet, splits, table_files
-from data.table_images import ENDINGS, Finder, Template
+from data.images import SUFFIXES
+from data.table_images import Finder, Template
 from utils import InputError, logger
 
 ROLES = {  # the names of columns that an entry need not name, in upper or lower case; the first that is there is taken
@@ -210,7 +211,7 @@ class Rows:
         if not written:
             return f"{os.path.relpath(path, self.root)}_{row + 1}"
         stem, dot, ending = written[0].rpartition(".")
-        return " ".join((stem if f"{dot}{ending}".lower() in ENDINGS else written[0]).split())
+        return " ".join((stem if f"{dot}{ending}".lower() in SUFFIXES else written[0]).split())
 
     def stored(self, path: str, column: str | None) -> np.ndarray | None:
         """Which rows of a file hold their image, (N,) bool; None: it has no column of stored images."""

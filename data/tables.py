@@ -13,7 +13,7 @@ import numpy as np
 from data import findings
 from data.buffers import Choices, Strings
 from data.roco import absent, in_subset
-from data.sets import Labelled, Pairs
+from data.sets import Labelled, Pairs, named_fit
 from data.table_files import first_row, line, lines
 from data.table_rows import Rows, some
 from utils import InputError, logger
@@ -161,6 +161,7 @@ def table_labelled(entry: dict, split: str) -> Labelled:
 
     Raises InputError.
     """
+    fit = named_fit(entry)
     rows = labelled_rows(entry, split)
     several = [name.strip() for name in entry.get("labels", "").split(",") if name.strip()]
     columns = several or [rows.need("label")]
@@ -205,7 +206,7 @@ def table_labelled(entry: dict, split: str) -> Labelled:
         classes = sorted_classes(values) if split == "train" else training_classes(entry)
         labels = class_numbers(rows, classes, labels, numbers)
     patients = [one or f"(of {key})" for one, key in zip(patients, ids, strict=True)] if any(patients) else None
-    return Labelled(ids, labels, classes, patients, images, "center256", notes)
+    return Labelled(ids, labels, classes, patients, images, fit, notes)
 
 
 def labelled_rows(entry: dict, split: str, images: bool = True) -> Rows:
