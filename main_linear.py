@@ -165,8 +165,8 @@ def make_pictures(args, entry: dict, split: str, data: datasets.Labelled):
     if not isinstance(data.images[0], str):
         logger.warning(f"--cache has no effect on type '{entry['type']}': its images are not separate files")
         return data
-    path = data.images.__getitem__
-    return cache.pictures(args.cache, entry["path"], f"{args.dataset}-{split}", path, len(data), args.image_size)
+    path, root = data.images.__getitem__, entry["path"] if Path(entry["path"]).is_dir() else Path(entry["path"]).parent
+    return cache.pictures(args.cache, root, f"{args.dataset}-{split}", path, len(data), args.image_size)
 
 
 if __name__ == "__main__":

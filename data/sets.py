@@ -9,6 +9,9 @@ import numpy as np
 from data import locations
 from data.buffers import Choices, Strings
 from data.images import Picture, as_picture, read_image, to_gray_or_rgb
+from utils import InputError
+
+FITS = ("center256", "center", "squash")  # see views.whole
 
 
 @dataclass
@@ -94,3 +97,11 @@ class Labelled:
         patients = [self.patients[i] for i in keep] if self.patients else None
         ids, images = [self.ids[i] for i in keep], [self.images[i] for i in keep]
         return replace(self, ids=ids, labels=self.labels[keep], patients=patients, images=images)
+
+
+def named_fit(entry: dict) -> str:
+    """How a catalog entry says that images are made square. Raises InputError for a word that is none of FITS."""
+    fit = entry.get("fit", FITS[0])
+    if fit not in FITS:
+        raise InputError(f"--dataset {entry['name']}: the fit {fit[:40]!a} is not one of {', '.join(FITS)}")
+    return fit

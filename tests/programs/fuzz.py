@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import forked  # isort: skip  (before torch)
 import numpy as np
+import pandas as pd
 import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
@@ -223,6 +224,52 @@ class Kinds:
         entry = {"name": "list", "type": "filelist", "path": str(folder), "train": "train", "test": "test"}
         data = datasets.labelled_set(entry, rng.choice(("train", "test")))
         assert not any(".." in Path(path).parts for path in data.images)
+
+    def table(self, ending: str, rng, changes) -> None:
+        folder = self.root / "table"
+        columns = "patient image caption label finding split".split()
+        columns = columns[: rng.choice((5, 6))]  # without a split, a share of the patients is held out
+        path = folder / f"rows{len(columns)}.{ending}"
+        if not path.exists():
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            rows = []
+            for i in range(12):
+                picture(i).save(folder / "images" / f"{i}.png")
+                finding, split = ("1", "0", "-1", "")[i % 4], ("train", "val", "test")[i % 3]
+                rows.append((f"p{i // 2}", f"images/{i}.png", f"a mass, {i}", "ab"[i % 2], finding, split))
+            frame = pd.DataFrame(rows, columns="patient image caption label finding split".split())[columns]
+            if ending == "csv":
+                frame.to_csv(path, index=False)
+            elif ending == "jsonl":
+                frame.to_json(path, orient="records", lines=True)
+            else:
+                stored = [{"bytes": (folder / name).read_bytes(), "path": name} for name in frame["image"]]
+                frame.assign(stored=stored).to_parquet(path, row_group_size=5)
+        self.changed(path, changes)
+        entry = {"name": "table", "type": "table", "path": str(path), "share": "0.5"}
+        if ending == "parquet":
+            entry["image"] = rng.choice(("image", "stored"))
+        if rng.random() < 0.5:
+            split, subset = rng.choice(("train", "validation")), rng.choice(("all", "mammo+xray"))
+            found = datasets.paired_set(entry, split, subset=subset, optional=True)
+            ids, paths = (list(found.ids), list(found.paths())) if found else ([], [])
+        else:
+            entry |= rng.choice(({}, {"labels": "finding"}))
+            found = datasets.labelled_set(entry, rng.choice(("train", "test")))
+            ids, paths = found.ids, list(found.images)
+        assert len(set(ids)) == len(ids) and not any(".." in Path(path).parts for path in paths)
+        if ending == "parquet":  # tables of one's own may have absolute paths
+            self.inside(paths, folder)
+        images.unreadable(path for path in paths if path.startswith(str(folder)))
+
+    def table_csv(self, rng, changes) -> None:
+        self.table("csv", rng, changes)
+
+    def table_jsonl(self, rng, changes) -> None:
+        self.table("jsonl", rng, changes)
+
+    def table_parquet(self, rng, changes) -> None:
+        self.table("parquet", rng, changes)
 
     def webdataset(self, rng, changes) -> None:
         """A shard with something hostile among its members, and its pairs and labels."""
@@ -504,15 +551,16 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist webdataset "
-    "shard_indices jpeg png other_image dicom_image checkpoint zip cache_index cache_pixels feature_shard "
-    "zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist table_csv "
+    "table_jsonl table_parquet webdataset shard_indices jpeg png other_image dicom_image checkpoint zip "
+    "cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 
 READERS = (
     "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
-    "data/folders data/tar data/shard_index data/shards data/sets data/images data/dicom data/dicom_gray data/cache "
+    "data/folders data/tar data/shard_index data/shards data/tables data/table_rows data/table_files "
+    "data/table_images data/parquet data/splits data/sets data/images data/dicom data/dicom_gray data/cache "
     "datasets checkpoints evaluation/features evaluation/zeroshot"
 ).split()
 
