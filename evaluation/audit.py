@@ -147,7 +147,7 @@ def close_pairs(first: np.ndarray, second: np.ndarray, block: int = 512):
     found = []
     for start in range(0, len(first), block):
         distance = np.bitwise_count(first[start : start + block, None] ^ second)
-        rows, columns = np.nonzero(distance <= NEAR)
+        rows, columns = np.divmod(np.flatnonzero(distance <= NEAR), len(second))  # faster than nonzero of two axes
         found.append((rows + start, columns, distance[rows, columns]))
     return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
