@@ -57,13 +57,15 @@ class Looks:
 def look(location: str) -> Look:
     """Read and decode one file, shrunk."""
     try:
+        if not locations.is_file(location):  # a named pipe would wait for its writer
+            images.read_image(location)
         contents = locations.read(location)
         digest = int.from_bytes(hashlib.blake2b(contents, digest_size=8).digest(), "big")
         shown, size, depth = decode(location, contents)
     except InputError as error:
         return Look(str(error))
-    except OSError as error:
-        return Look(f"{locations.show(location)}: {error.strerror or error}")
+    except (OSError, EOFError) as error:
+        return Look(f"{locations.show(location)}: {error}")
     thumb = cv2.resize(np.asarray(shown.convert("L")), (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     return Look("", digest, size, depth, thumb)
 
@@ -79,7 +81,7 @@ def decode(location: str, contents: bytes) -> tuple[Image.Image, tuple[int, int]
             shown = images.to_gray_or_rgb(image)
     except Exception:  # Pillow raises a dozen kinds; the run's own reader has the last word, and the words
         shown = images.read_image(location)
-        kind = os.path.splitext(locations.show(location))[1][1:].upper() or "other"
+        kind = locations.suffix(location)[1:].upper() or "other"
         return shown, shown.size, f"{kind}, shown as {'gray' if shown.mode == 'L' else 'colour'}"
     bits = "16 bits" if mode.startswith("I;16") else MODES.get(mode, mode)
     return shown, size, f"{kind}, {bits}, {'gray' if shown.mode == 'L' else 'colour'}"

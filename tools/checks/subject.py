@@ -1,6 +1,5 @@
 """The data set of a run, read as the run would read it; the check goes on where the run would stop."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Subject:
     def number(self, data) -> np.ndarray | None:
         if isinstance(data, Pairs):
             used, which = np.unique(data.files.which, return_inverse=True)
-            files = [os.path.join(data.root, data.files.strings[number]) for number in used]
+            files = [data.located(data.files.strings[number]) for number in used]
         elif len(data) and isinstance(data.images[0], str):
             files, which = list(data.images), np.arange(len(data))
         else:
@@ -68,7 +67,7 @@ def read(args, subject: Subject) -> Section:
     """Read the splits into `subject`, and say what is there, what is missing, and what a reader refuses."""
     section = Section("Data")
     with logged(section):
-        subject.entry = entry = datasets.find_entry(args.catalog, args.dataset, args.root)
+        subject.entry = entry = datasets.find_entry(args.catalog, args.dataset, args.root, getattr(args, "window", None))
         section.say(f"{args.catalog}, entry '{entry['name']}': type {entry['type']}, {entry['path']}")
     if subject.entry is None:
         return section
@@ -96,19 +95,19 @@ def read(args, subject: Subject) -> Section:
 
 
 def describe(section: Section, name: str, data: Pairs | Labelled) -> None:
-    notes = "".join(f"; {what}: {text}" for what, text in getattr(data, "notes", {}).items())
+    notes = "".join(f"; {what}: {text}" for what, text in data.notes.items())
     if isinstance(data, Pairs):
         counts = {"pairs": len(data), **{name: count for name, count in data.counts.items() if name != "pairs"}}
         section.say(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()) + notes)
         section.find(f"{name} captions without an image", data.missing, " (left out)")
         return
     patients = f" of {len(set(data.patients)):,} patients" if data.patients else ""
-    labels = np.asarray(data.labels)
-    counts = np.bincount(labels, minlength=len(data.classes)) if labels.ndim == 1 else np.nansum(labels, 0).astype(int)
+    labels, classes = data.labels, len(data.classes)
+    counts = np.nansum(labels, 0).astype(int) if data.multi else np.bincount(labels, minlength=classes)
     named = ", ".join(f"{count:,} {one}" for count, one in zip(counts[:10], data.classes, strict=False))
     more = ", ..." if len(counts) > 10 else ""
     section.say(f"{name}: {len(data):,} images{patients}: {named}{more}{notes}")
-    if name == "train" and labels.ndim == 1 and np.count_nonzero(counts) < 2:
+    if name == "train" and not data.multi and np.count_nonzero(counts) < 2:
         section.fault("the training split has fewer than two classes")
 
 
