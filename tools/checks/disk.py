@@ -51,6 +51,7 @@ def plan_cache(section: Section, args, subject: Subject, looks, needed: dict) ->
         root = data.root if split.captions else subject.entry["path"]
         with logged(section):
             plan = cache.plan(args.cache, root, f"{args.dataset}-{name}", path, len(data), args.image_size)
+            subject.cached[name] = plan.folder is not None
             if plan.folder is None:
                 section.say(f"{name}: no cache: {plan.why}")
                 continue

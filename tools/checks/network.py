@@ -1,9 +1,9 @@
 """The tokenizer and the model of a run: whether they can be had, fit each other, and take their weights."""
 
 import copy
+import os
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 
 import checkpoints
@@ -12,20 +12,26 @@ import main_linear
 import models
 from data import hub
 from data.sets import Labelled
+from data.tokens import from_json, train_bpe
 from evaluation import probes
+from options import OBJECTIVES
 from tools.checks.section import Section, logged
 from training import resume
-from utils import InputError
 
 
-def allow_download(section: Section, allowed: bool) -> None:
-    """Without `allowed` the hub's library reads its cache alone, and nothing is downloaded."""
-    if allowed:
-        return
+def only_cached(section: Section) -> str:
+    """Let the hub's library read its cache alone, so that nothing is downloaded -> what makes a note of it that the
+    cache lacks something, or "" where the hub does not answer, and a run would fail."""
     answers = hub.reach()
     constants.HF_HUB_OFFLINE = True
-    where = "the Hugging Face hub answers" if answers else "the Hugging Face hub does not answer from here"
-    section.say(f"nothing was downloaded; {where}. --download lets this check fetch what a run would")
+    if not answers:
+        section.say("the Hugging Face hub does not answer from here: a run would use what its cache holds")
+    return "not in the hub's cache; a run would ask the hub, which answers (--download tries it now)" if answers else ""
+
+
+def on_the_hub(name: str | None) -> bool:
+    """Whether a text model or encoder is looked up on the hub."""
+    return name not in (None, "tiny") and not os.path.exists(name)
 
 
 def absent_medclip(args) -> Path | None:
@@ -39,8 +45,8 @@ def absent_medclip(args) -> Path | None:
 def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, object, object]:
     """A training's tokenizer and model -> the section, and both; None for what cannot be had."""
     section = Section("Tokenizer and weights")
-    allow_download(section, download)
-    resumed = path = tokenizer = model = None
+    excuse = "" if download else only_cached(section)
+    resumed = path = tokenizer = None
     with logged(section):
         resumed, path = resume.open_checkpoint(out, args.resume)
         if resumed is not None:
@@ -48,21 +54,23 @@ def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, obje
     models.settle_defaults(args)
     chosen = copy.copy(args)
     chosen.compile = False
-    if resumed is None:
-        without_download(section, chosen, download)
-    with logged(section):
-        if pairs is None:
-            section.note("without training pairs there is no tokenizer to try")
-            return section, None, None
-        tokenizer, _ = main.make_tokenizer(chosen, resumed, pairs)
-    needs = main.options.OBJECTIVES[args.objective].text
-    if tokenizer is None and needs:
+    if resumed is None and not download:
+        without_download(section, chosen)
+    if pairs is None:
+        section.note("without training pairs the tokenizer and the weights were not tried")
         return section, None, None
-    if tokenizer is not None:
-        section.say(f"tokenizer: {len(tokenizer):,} entries")
+    with logged(section, excuse if on_the_hub(args.text_model) else ""):
+        tokenizer, _ = main.make_tokenizer(chosen, resumed, pairs)
+        if tokenizer is not None:
+            section.say(f"tokenizer: {len(tokenizer):,} entries")
+    if tokenizer is None and OBJECTIVES[args.objective].text:
+        section.say("what follows was measured with a tokenizer of 4,096 entries, made from these captions")
+        tokenizer = from_json(train_bpe(pairs.captions))
+    published = args.pretrained == "timm" or ":" in args.arch
     model = first_that_fits(
-        section, lambda some, contents: main.make_model(some, contents, path, tokenizer, device), chosen, resumed
-    )
+        section, lambda some, contents: main.make_model(some, contents, path, tokenizer, device), chosen, resumed,
+        excuse if published else "",
+    )  # fmt: skip
     if model is not None:
         count_parameters(section, args, model)
     return section, tokenizer, model
@@ -71,13 +79,13 @@ def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, obje
 def build_probe(args, train: Labelled | None, test: Labelled | None, device, download: bool) -> tuple[Section, object]:
     """A probe's encoder -> the section, and the model; None if it cannot be had."""
     section = Section("Weights")
-    allow_download(section, download)
+    excuse = "" if download else only_cached(section)
     contents = path = model = None
     if args.pretrained == "medclip" or (args.pretrained is None and (args.arch or "medclip_").startswith("medclip_")):
         asked = copy.copy(args)
         models.settle_defaults(asked)
         if not download and absent_medclip(asked):
-            without_download(section, asked, download)
+            without_download(section, asked)
             args.pretrained = "none"
     with logged(section):
         contents, path = main_linear.read_pretrained(args)
@@ -89,34 +97,32 @@ def build_probe(args, train: Labelled | None, test: Labelled | None, device, dow
         classes = test.classes if test is not None else []
         model = first_that_fits(
             section, lambda some, known: main_linear.make_encoder(some, probe, known, path, classes, device),
-            chosen, contents,
+            chosen, contents, excuse if args.pretrained == "timm" or ":" in args.arch else "",
         )  # fmt: skip
-    args.features = chosen.features
+    args.probe, args.features = chosen.probe, chosen.features
     if model is not None:
         count_parameters(section, args, model)
     return section, model
 
 
-def without_download(section: Section, args, download: bool) -> None:
+def without_download(section: Section, args) -> None:
     """Go on with random weights where MedCLIP's would have to be downloaded first."""
     path = absent_medclip(args)
-    if path is None or download:
-        return
-    url = checkpoints.MEDCLIP_URL + checkpoints.MEDCLIP_ZIPS[args.arch]
-    section.note(f"a run would download {url} to {path}; checked here with random weights")
-    args.pretrained = "none"
+    if path is not None:
+        url = checkpoints.MEDCLIP_URL + path.name
+        section.note(f"a run would download {url} to {path} (--download does it now); random weights were tried here")
+        args.pretrained = "none"
 
 
-def first_that_fits(section: Section, make, args, contents):
+def first_that_fits(section: Section, make, args, contents, excuse: str):
     """make(args, contents), or if its weights are refused the same with random ones; None if that is refused too."""
     model = None
-    with logged(section):
+    with logged(section, excuse):
         model = make(args, contents)
     if model is None:
         random = copy.copy(args)
         random.pretrained = "none"
-        unheard = Section("")
-        with logged(unheard):
+        with logged(Section("")):
             model = make(random, None)
     return model
 

@@ -68,9 +68,9 @@ class Kept(logging.Handler):
 
 
 @contextlib.contextmanager
-def logged(section: Section) -> Iterator[None]:
-    """What the code says in the log within the block becomes lines of the section; so does an InputError, as a fault,
-    which ends the block."""
+def logged(section: Section, excuse: str = "") -> Iterator[None]:
+    """What the code says in the log within the block becomes lines of the section; so does an InputError, which ends
+    the block, as a fault, or with an `excuse` as a note."""
     kept, level, propagate = Kept(), logger.level, logger.propagate
     logger.addHandler(kept)
     logger.setLevel(logging.INFO)
@@ -78,7 +78,7 @@ def logged(section: Section) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        section.fault(str(error))
+        section.lines.append((NOTE, f"{error} ({excuse})") if excuse else (FAULT, str(error)))
     finally:
         logger.removeHandler(kept)
         logger.setLevel(level)

@@ -60,7 +60,9 @@ def labelled(section: Section, args, subject: Subject, train: Labelled, test: La
     for name, data in (("train", train), ("test", test)):
         several = audit.several_cases(subject.entry, data)
         if several["images"]:
-            section.say(f"{name}: {several['cases']:,} cases are of {several['images']:,} images with more than one case")
+            section.say(
+                f"{name}: {several['cases']:,} cases are of {several['images']:,} images with more than one case"
+            )
 
 
 def across(subject: Subject, groups):

@@ -158,7 +158,9 @@ def on_gpu(section: Section, args, trial: Trial) -> float | None:
     else:
         section.fault(f"--batch-size {args.batch_size} does not fit into the {gigabytes(free)} that are free")
     largest = largest_batch(trial, size, peak, free)
-    advice = f", with --update-freq {-(-args.batch_size // largest)} for as large a step" if size < args.batch_size else ""
+    advice = (
+        f", with --update-freq {-(-args.batch_size // largest)} for as large a step" if size < args.batch_size else ""
+    )
     section.say(f"the largest --batch-size that fits is about {largest} (found by trying){advice}")
     return trial.step(size, STEPS) if size == args.batch_size else None
 
@@ -177,17 +179,18 @@ def largest_batch(trial: Trial, size: int, peak: int, free: int) -> int:
 
 
 def on_cpu(section: Section, args, trial: Trial) -> float:
-    """-> a step's seconds, measured with as many pairs as SECONDS allow."""
-    size = min(2, args.batch_size)
+    """-> a step's seconds: measured with as many pairs as SECONDS allow, and extrapolated along a line."""
+    size = few = min(2, args.batch_size)
     trial.step(size)
-    each = trial.step(size) / size
-    while 2 * size <= args.batch_size and 3 * size * each < SECONDS:
+    seconds = first = trial.step(size)
+    while 2 * size <= args.batch_size and 2 * seconds < SECONDS:
         size *= 2
-    if size > 2:
-        each = trial.step(size) / size
-    if size < args.batch_size:
-        section.say(f"a step was measured with {size} pairs, and extrapolated to --batch-size {args.batch_size}")
-    return each * args.batch_size
+        seconds = trial.step(size)
+    if size == args.batch_size:
+        return seconds
+    section.say(f"steps were measured with {few} to {size} pairs, and extrapolated to --batch-size {args.batch_size}")
+    each = (seconds - first) / (size - few) if size > few else seconds / size
+    return seconds + max(0.0, each) * (args.batch_size - size)
 
 
 def time_epoch(section: Section, args, subject: Subject, trial: Trial, total: int, step: float) -> None:
@@ -244,14 +247,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.3g} days"
 
 
-def describe_features(args, subject: Subject, model) -> Section:
-    """A probe's pass over its images."""
+def describe_features(args, splits: dict, model) -> Section:
+    """A probe's pass over the images of its `splits`, {name: Labelled}."""
     section = Section("Features")
     device = next(model.parameters()).device
     dtype = utils.amp_dtype(args.amp, device)
     with logged(section), failures(section):
         probe = probes.named(args.probe)
-        data = subject.splits["test"].data
+        data = splits["test"]
         chosen = spaced(len(data))
         started = time.perf_counter()
         pictures = [data[int(i)] for i in chosen]
@@ -267,7 +270,7 @@ def describe_features(args, subject: Subject, model) -> Section:
         features.encode(model, batch, norm, device, dtype, projected, probe.flips)
         wait(device)
         each = (time.perf_counter() - started) / len(batch["order"])
-        total = sum(len(subject.splits[name]) for name in probe.splits if name in subject.splits)
+        total = sum(len(splits[name]) for name in probe.splits if splits.get(name) is not None)
         workers = default_workers(1) if args.workers is None else max(1, args.workers)
         loading = total * decode / workers
         section.say(
@@ -280,5 +283,3 @@ def describe_features(args, subject: Subject, model) -> Section:
         else:
             section.say(f"the weights take {gigabytes(state_bytes(model))}; a forward pass keeps nothing more")
     return section
-
-

@@ -38,6 +38,7 @@ class Subject:
     def __init__(self, entry: dict | None = None):
         self.entry, self.splits, self.files = entry, {}, []
         self.numbers = {}
+        self.cached = {}  # by split, whether a run would keep its pictures in a cache; disk.py finds out
 
     def add(self, name: str, data: Pairs | Labelled) -> None:
         self.splits[name] = Split(name, data, self.number(data))
@@ -67,7 +68,7 @@ def read(args, subject: Subject) -> Section:
     """Read the splits into `subject`, and say what is there, what is missing, and what a reader refuses."""
     section = Section("Data")
     with logged(section):
-        subject.entry = entry = datasets.find_entry(args.catalog, args.dataset, args.root, getattr(args, "window", None))
+        subject.entry = entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
         section.say(f"{args.catalog}, entry '{entry['name']}': type {entry['type']}, {entry['path']}")
     if subject.entry is None:
         return section
