@@ -3,8 +3,8 @@
 python tools/doctor.py main.py --root /data/roco --arch medclip_vit --pretrained medclip --output-dir runs/vit
 python tools/doctor.py main_linear.py --dataset cbis_calc --root /data/CBIS-DDSM --html doctor.html
 
-Takes the script's own arguments, and --html FILE and --download. Prints a page with a verdict on each part: ok, note, or
-FAULT. Exit code 2 if the run would fail. Nothing is written but the page, and nothing downloaded without --download.
+Takes the script's own arguments, and --html FILE and --download. Prints a page with a verdict on each part: ok, note,
+or FAULT. Exit code 2 if the run would fail. Nothing but the page is written, and nothing downloaded without --download.
 """
 
 import sys

@@ -18,7 +18,7 @@ LENGTHS = (8, 16, 32, 64, 77, 128, 256, 512)
 AT_ONCE = 8192
 # What stands where a caption should: its words, folded.
 PLACEHOLDER = re.compile(
-    r"(no|missing|empty|add|insert)? ?(caption|description|text|title|report)s?( (is )?(missing|here|available|unavailable))?"
+    r"((no|missing|empty|add|insert) )?(caption|description|text|title|report)s?( (missing|here|available|unavailable))?"
     r"|not available|unavailable|unknown|untitled|none|null|nan|na|n a|tbd|todo|test|x+|lorem ipsum.*|replace this.*"
     r"|(fig(ure)?|image|picture|photo|img)( ?\w?\d*\w?)?"
 )
@@ -46,7 +46,8 @@ def describe(subject: Subject) -> Section:
 
     def name(rows) -> str:
         ids = " = ".join(subject.splits[split].data.ids[i] for split, i in (keys[row] for row in rows[:4]))
-        return f"{ids}{' = ...' if len(rows) > 4 else ''} ({len(rows)}): {texts[rows[0]][:60]}"
+        more = f" = ... ({len(rows):,})" if len(rows) > 4 else ""
+        return f"{ids}{more}: {texts[rows[0]][:60]}"
 
     def shown(groups):
         for rows in groups:
@@ -124,8 +125,9 @@ def describe_lengths(subject: Subject, tokenizer, context_length: int) -> Sectio
     section.say(f"median {np.median(lengths):.0f}, 95% have {np.percentile(lengths, 95):.0f} or fewer")
     order = np.argsort(-lengths, kind="stable")
     cut = order[lengths[order] > context_length]
+    ids = [subject.splits[keys[row][0]].data.ids[keys[row][1]] for row in cut]
     section.find(
-        "captions are cut", (f"{subject.splits[keys[row][0]].data.ids[keys[row][1]]}: {lengths[row]} tokens" for row in cut),
+        "captions are cut", (f"{one}: {lengths[row]} tokens" for one, row in zip(ids, cut, strict=True)),
         f" to --context-length {context_length} ({len(cut) / len(texts):.1%})",
         examples=(Example(f"{lengths[row]} tokens: {texts[row]}", [keys[row]]) for row in cut),
     )  # fmt: skip

@@ -78,9 +78,8 @@ def same_pixels(one: str, other: str) -> bool:
 
 def describe(subject: Subject, found: Duplicates) -> Section:
     section = Section("Duplicate images")
-    repeats = sum(
-        len(split) - len(np.unique(split.which)) for split in subject.splits.values() if split.which is not None
-    )
+    files = [split.which for split in subject.splits.values() if split.which is not None]
+    repeats = sum(len(which) - len(np.unique(which)) for which in files)
     if repeats:
         section.say(f"{repeats:,} samples are of an image file that another sample of the split is of, too")
     section.find(

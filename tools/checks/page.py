@@ -71,8 +71,8 @@ class Views:
         self.subject, self.args = subject, args
         trains = hasattr(args, "objective")
         self.words = (
-            f"Views of {args.image_size} pixels, as --objective {args.objective} with --seed {args.seed} cuts and changes "
-            "them in the first epoch, before they are normalised." if trains
+            f"Views of {args.image_size} pixels, as --objective {args.objective} with --seed {args.seed} cuts and "
+            "changes them in the first epoch, before they are normalised." if trains
             else f"The view of {args.image_size} pixels that the encoder gets, before it is normalised."
         )  # fmt: skip
 

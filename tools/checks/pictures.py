@@ -6,6 +6,7 @@ third of the time.
 
 import hashlib
 import io
+import itertools
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +148,7 @@ def describe(subject: Subject, looks: Looks, skip_broken: bool) -> Section:
 def histogram(values: np.ndarray, edges: tuple[int, ...]) -> str:
     """The counts between `edges`, in words; empty bins are left out."""
     counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-    names = [f"below {edges[0]}", *(f"{a}-{b - 1}" for a, b in zip(edges, edges[1:], strict=False)), f"{edges[-1]}+"]
+    names = [f"below {edges[0]}", *(f"{a}-{b - 1}" for a, b in itertools.pairwise(edges)), f"{edges[-1]}+"]
     return ", ".join(f"{name}: {count:,}" for name, count in zip(names, counts, strict=True) if count)
 
 

@@ -158,9 +158,8 @@ def on_gpu(section: Section, args, trial: Trial) -> float | None:
     else:
         section.fault(f"--batch-size {args.batch_size} does not fit into the {gigabytes(free)} that are free")
     largest = largest_batch(trial, size, peak, free)
-    advice = (
-        f", with --update-freq {-(-args.batch_size // largest)} for as large a step" if size < args.batch_size else ""
-    )
+    times = -(-args.batch_size // largest)
+    advice = f", with --update-freq {times} for as large a step" if size < args.batch_size else ""
     section.say(f"the largest --batch-size that fits is about {largest} (found by trying){advice}")
     return trial.step(size, STEPS) if size == args.batch_size else None
 
