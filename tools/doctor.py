@@ -96,7 +96,7 @@ def readable(found, split, looks):
 def main(args) -> None:
     started = time.monotonic()
     sections, found = examine(args)
-    command = shlex.join(["python", args.script, *args.words])
+    command = shlex.join(["python", "tools/doctor.py", args.script, *args.words])
     print(page.as_text(command, sections))
     if args.html:
         utils.make_folder(Path(args.html).absolute().parent)

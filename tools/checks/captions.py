@@ -18,8 +18,9 @@ LENGTHS = (8, 16, 32, 64, 77, 128, 256, 512)
 AT_ONCE = 8192
 # What stands where a caption should: its words, folded.
 PLACEHOLDER = re.compile(
-    r"((no|missing|empty|add|insert) )?(caption|description|text|title|report)s?( (missing|here|available|unavailable))?"
-    r"|not available|unavailable|unknown|untitled|none|null|nan|na|n a|tbd|todo|test|x+|lorem ipsum.*|replace this.*"
+    r"((no|missing|empty|add|insert) )?(caption|description|text|title|report)( (here|missing|available|unavailable))?"
+    r"|(not )?available|unavailable|unknown|untitled|none|null|nan|na|n a|tbd|todo|test|x+|lorem ipsum.*"
+    r"|replace this.*|(in )?progress|pending|see (above|below|text)"
     r"|(fig(ure)?|image|picture|photo|img)( ?\w?\d*\w?)?"
 )
 
