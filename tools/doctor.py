@@ -72,7 +72,7 @@ def look_at_training(args, found, whole: dict, looks, device) -> list[Section]:
         sections.append(captions.describe_lengths(found, tokenizer, args.context_length))
     checkpoint = network.checkpoint_bytes(model) if model is not None else 0
     sections.append(disk.describe(args, found, out, looks, checkpoint))
-    if model is not None and train is not None:
+    if train is not None:
         sections.append(step.describe(args, found, model, tokenizer, train))
     return sections
 

@@ -9,6 +9,7 @@ fault was not found, or if the check wrote into the data.
 """
 
 import argparse
+import random
 import shutil
 import sys
 import tempfile
@@ -36,7 +37,9 @@ class Copy:
     def __init__(self, root: Path):
         self.root = root
         self.lines = {split: self.captions(split).read_text().splitlines() for split in ("train", "validation")}
-        self.free = {split: list(range(len(lines) - 1, -1, -7)) for split, lines in self.lines.items()}
+        self.free = {split: list(range(len(lines))) for split, lines in self.lines.items()}
+        for rows in self.free.values():
+            random.Random(0).shuffle(rows)
 
     def captions(self, split: str) -> Path:
         return self.root / split / "radiology" / "captions.txt"
@@ -47,16 +50,15 @@ class Copy:
 
     def take(self, split: str = "train", words: int = 0, side: int = 0) -> tuple[int, str, str]:
         """A row that no fault has had: number, id, caption. It has an image that can be resized, and enough words."""
-        while True:
-            if not self.free[split]:
-                self.free[split] = [i for i in range(len(self.lines[split])) if i % 7 == 3]
-            row = self.free[split].pop()
+        for row in self.free[split]:
             key, _, text = self.lines[split][row].partition("\t")
             path = self.image(split, key)
             if len(text.split()) >= words and path.exists():
                 with Image.open(path) as image:
                     if min(image.size) >= side and np.asarray(image).std() > 20:
+                        self.free[split].remove(row)
                         return row, key, text.strip()
+        sys.exit(f"{self.root}: too few pairs to plant the faults in")
 
     def set(self, row: int, key: str, text: str, split: str = "train") -> None:
         self.lines[split][row] = f"{key}\t {text}"
@@ -173,11 +175,10 @@ def folded_caption(copy: Copy, number: int) -> list[str]:
 
 
 def near_caption(copy: Copy, number: int) -> list[str]:
-    """One word more, one less, one changed."""
-    (_, one, text), (row, other, _) = copy.take(words=24 if copy.long else 12), copy.take()
+    """One word more, one less, two that changed places."""
+    (_, one, text), (row, other, _) = copy.take(words=12), copy.take()
     words = text.split()
-    longest = max(range(len(words)), key=lambda i: len(words[i]))
-    changed = (["Planted", *words], words[:-1], [*words[:longest], "planted", *words[longest + 1 :]])[number]
+    changed = (["Planted", *words], words[:-1], [words[-1], *words[1:-1], words[0]])[number]
     copy.set(row, other, " ".join(changed))
     return [one, other]
 
@@ -245,8 +246,6 @@ ALSO = {"images are in train and validation": "pairs of nearly the same image ar
 def plant(root: Path, each: int = EACH) -> dict[str, list[list[str]]]:
     """Change the pairs in `root` -> {kind: the words by which each fault must be found}."""
     copy = Copy(root)
-    texts = [line.partition("\t")[2] for line in copy.lines["train"]]
-    copy.long = sum(len(text.split()) >= 24 for text in texts) > 20
     planted = {kind: [function(copy, number) for number in range(each)] for kind, (function, _) in KINDS.items()}
     copy.write()
     return planted

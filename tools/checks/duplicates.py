@@ -1,10 +1,12 @@
 """Images that are there more than once: the same bytes, the same pixels, or nearly the same pixels."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from data import images, locations
+from data import images
 from evaluation import audit
 from tools.checks.pictures import BLANK, Looks
 from tools.checks.section import Example, Section
@@ -12,7 +14,7 @@ from tools.checks.subject import Subject
 from utils import InputError
 
 ALIKE = 0.99  # the correlation of two thumbnails from which they are taken for one image, encoded or resized again
-BLOCK = 64  # hashes that are compared with all later ones at a time
+BLOCK = 32  # hashes that are compared with all later ones at a time
 CANDIDATES = 1_000_000  # pairs with alike hashes after which no more are looked for
 DECODED = 2_000  # near pairs that are decoded in full, to see whether their pixels are the same
 
@@ -51,10 +53,14 @@ def find(subject: Subject, looks: Looks) -> Duplicates:
 
 def alike_hashes(hashes: np.ndarray):
     """Blocks of (rows, columns, bits): the pairs of hashes that audit.NEAR bits or fewer tell apart, each once."""
-    for start in range(0, len(hashes), BLOCK):
+
+    def block(start):
         rows, columns, bits = audit.close_pairs(hashes[start : start + BLOCK], hashes[start:], BLOCK)
         later = columns > rows
-        yield rows[later] + start, columns[later] + start, bits[later]
+        return rows[later] + start, columns[later] + start, bits[later]
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(block, range(0, len(hashes), BLOCK))
 
 
 def apart(subject: Subject, looks: Looks, same, near, alike) -> Duplicates:
@@ -98,7 +104,7 @@ def describe(subject: Subject, found: Duplicates) -> Section:
 
 
 def names(subject: Subject, files) -> str:
-    return " = ".join(locations.show(subject.files[file]) for file in files)
+    return " = ".join(subject.show(file) for file in files)
 
 
 def pictures(subject: Subject, groups):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import urllib.request
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -19,13 +20,11 @@ from tools.checks.section import Section, logged
 from training import resume
 
 
-def only_cached(section: Section) -> str:
+def only_cached() -> str:
     """Let the hub's library read its cache alone, so that nothing is downloaded -> what makes a note of it that the
     cache lacks something, or "" where the hub does not answer, and a run would fail."""
     answers = hub.reach()
     constants.HF_HUB_OFFLINE = True
-    if not answers:
-        section.say("the Hugging Face hub does not answer from here: a run would use what its cache holds")
     return "not in the hub's cache; a run would ask the hub, which answers (--download tries it now)" if answers else ""
 
 
@@ -45,7 +44,7 @@ def absent_medclip(args) -> Path | None:
 def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, object, object]:
     """A training's tokenizer and model -> the section, and both; None for what cannot be had."""
     section = Section("Tokenizer and weights")
-    excuse = "" if download else only_cached(section)
+    excuse = "" if download else only_cached()
     resumed = path = tokenizer = None
     with logged(section):
         resumed, path = resume.open_checkpoint(out, args.resume)
@@ -79,7 +78,7 @@ def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, obje
 def build_probe(args, train: Labelled | None, test: Labelled | None, device, download: bool) -> tuple[Section, object]:
     """A probe's encoder -> the section, and the model; None if it cannot be had."""
     section = Section("Weights")
-    excuse = "" if download else only_cached(section)
+    excuse = "" if download else only_cached()
     contents = path = model = None
     if args.pretrained == "medclip" or (args.pretrained is None and (args.arch or "medclip_").startswith("medclip_")):
         asked = copy.copy(args)
@@ -108,10 +107,16 @@ def build_probe(args, train: Labelled | None, test: Labelled | None, device, dow
 def without_download(section: Section, args) -> None:
     """Go on with random weights where MedCLIP's would have to be downloaded first."""
     path = absent_medclip(args)
-    if path is not None:
-        url = checkpoints.MEDCLIP_URL + path.name
-        section.note(f"a run would download {url} to {path} (--download does it now); random weights were tried here")
-        args.pretrained = "none"
+    if path is None:
+        return
+    url = checkpoints.MEDCLIP_URL + path.name
+    args.pretrained = "none"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=hub.SECONDS):
+            section.note(f"a run would download {url} to {path} (--download does it now); not tried here")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        section.fault(f"{url} does not answer ({why}): fetch it elsewhere, and put it at {path}")
 
 
 def first_that_fits(section: Section, make, args, contents, excuse: str):
@@ -120,6 +125,9 @@ def first_that_fits(section: Section, make, args, contents, excuse: str):
     with logged(section, excuse):
         model = make(args, contents)
     if model is None:
+        if args.pretrained not in ("none", "timm", "medclip"):  # the text model may have been refused before them
+            with logged(section, excuse):
+                checkpoints.read(args.pretrained)
         random = copy.copy(args)
         random.pretrained = "none"
         with logged(Section("")):

@@ -122,8 +122,8 @@ def describe(subject: Subject, looks: Looks, skip_broken: bool) -> Section:
     skipped = " (left out by --skip-broken)" if skip_broken else ": a run would stop (or give --skip-broken)"
     broken = sorted(looks.reasons)
     section.find(
-        "images cannot be read", (looks.reasons[i] for i in broken), skipped, not skip_broken,
-        (Example(looks.reasons[i]) for i in broken),
+        "images cannot be read", (subject.shorten(looks.reasons[i]) for i in broken), skipped, not skip_broken,
+        (Example(subject.shorten(looks.reasons[i])) for i in broken),
     )  # fmt: skip
     if not seen:
         return section
@@ -142,7 +142,7 @@ def describe(subject: Subject, looks: Looks, skip_broken: bool) -> Section:
         ("images are smaller than 32 pixels", short < 32),
     ):
         numbers = looks.files[rows]
-        section.find(what, (locations.show(subject.files[i]) for i in numbers), examples=examples(subject, numbers))
+        section.find(what, (subject.show(i) for i in numbers), examples=examples(subject, numbers))
     return section
 
 
@@ -157,4 +157,4 @@ def examples(subject: Subject, numbers):
     """Each file with its first sample."""
     for number in numbers:
         sample = next(subject.samples(int(number)))
-        yield Example(locations.show(subject.files[number]), [sample])
+        yield Example(subject.show(number), [sample])

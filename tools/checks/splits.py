@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from data import locations
 from data.sets import Labelled
 from evaluation import audit
 from tools.checks.duplicates import Duplicates, names
@@ -70,4 +69,4 @@ def across(subject: Subject, groups):
     for group in groups:
         samples = [sample for file in group for sample in subject.samples(file)]
         chosen = {name: (name, i) for name, i in reversed(samples)}
-        yield Example(" = ".join(locations.show(subject.files[file]) for file in group), list(chosen.values()))
+        yield Example(" = ".join(subject.show(file) for file in group), list(chosen.values()))

@@ -123,6 +123,9 @@ def describe(args, subject: Subject, model, tokenizer, pairs) -> Section:
     section = Section("A step")
     with logged(section):
         main.make_batches(args, len(pairs))  # refuses pairs that fill no step
+    if model is None:
+        section.say("not measured, without a model")
+        return section
     with logged(section), tempfile.TemporaryDirectory() as folder, failures(section):
         trial = Trial(args, model, tokenizer, pairs, Path(folder))
         precision = "float32" if trial.update.dtype is None else str(trial.update.dtype)[6:]

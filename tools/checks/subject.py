@@ -1,5 +1,6 @@
 """The data set of a run, read as the run would read it; the check goes on where the run would stop."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import datasets
-from data import roco
+from data import locations, roco
 from data.buffers import split_lines
 from data.sets import Labelled, Pairs
 from tools.checks.section import Section, logged
@@ -56,6 +57,13 @@ class Subject:
                 self.numbers[file] = len(self.files)
                 self.files.append(file)
         return np.array([self.numbers[file] for file in files], np.int64)[which]
+
+    def show(self, file: int) -> str:
+        """An image file in words, its path from the entry's on."""
+        return self.shorten(locations.show(self.files[file]))
+
+    def shorten(self, text: str) -> str:
+        return text.removeprefix(os.path.join(self.entry["path"], ""))
 
     def samples(self, file: int) -> Iterator[tuple[str, int]]:
         """(split, number) of every sample of an image file."""
