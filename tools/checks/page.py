@@ -27,7 +27,8 @@ def as_text(command: str, sections: list[Section]) -> str:
         lines.append(f"[{section.verdict}] {section.title}")
         for verdict, text in section.lines:
             mark = {FAULT: "  FAULT ", NOTE: "  note  "}.get(verdict, "        ")
-            lines += textwrap.wrap(text, WIDTH, initial_indent=mark, subsequent_indent=" " * 10) or [mark]
+            indents = {"initial_indent": mark, "subsequent_indent": " " * 10}
+            lines += textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False, **indents)
     return "\n".join([*lines, "", summary(sections)])
 
 
