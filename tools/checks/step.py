@@ -107,9 +107,12 @@ class Trial:
                 found[storage.data_ptr()] = storage.nbytes()
             return x
 
+        update, batch = self.update, self.batch(size)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            self.update.backward([self.batch(size)], 0)
-        self.update.optimizer.zero_grad(set_to_none=True)
+            inputs = update.inputs(batch, 0, 0)
+            with utils.autocast(self.device, update.dtype):
+                outputs = update.network(**inputs)
+            update.loss_function(outputs)
         return sum(found.values())
 
 
@@ -221,7 +224,6 @@ def time_epoch(section: Section, args, subject: Subject, trial: Trial, total: in
 def estimate(section: Section, args, trial: Trial) -> None:
     """Say what a step would take of a GPU's memory, from what autograd keeps on the CPU."""
     trial.update.dtype = None if args.amp == "off" else torch.bfloat16
-    trial.update.cached = False
     few, more = trial.kept(2), trial.kept(4)
     each = max(1, (more - few) / 2)
     fixed = max(0, few - 2 * each) + state_bytes(trial.update.model)
