@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import losses
 import main
@@ -98,22 +99,31 @@ class Trial:
         return torch.cuda.max_memory_allocated(self.device)
 
     def kept(self, size: int) -> int:
-        """The bytes that autograd keeps for the backward pass of `size` pairs, parameters not counted."""
-        found, own = {}, {p.untyped_storage().data_ptr() for p in self.update.model.parameters()}
+        """The bytes that autograd keeps for the backward pass of `size` pairs, parameters not counted.
+
+        By torch's fake tensors, which have shapes and no numbers: nothing is computed.
+        """
+        update, batch, found = self.update, self.batch(size), {}
 
         def pack(x):
             storage = x.untyped_storage()
-            if storage.data_ptr() not in own:
-                found[storage.data_ptr()] = storage.nbytes()
+            found[storage._cdata] = storage  # held, so that no other gets its place
             return x
 
-        update, batch = self.update, self.batch(size)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            inputs = update.inputs(batch, 0, 0)
-            with utils.autocast(self.device, update.dtype):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            own = [mode.from_tensor(p).untyped_storage() for p in update.model.parameters()]
+            inputs = update.inputs({name: fake(mode, value) for name, value in batch.items()}, 0, 0)
+            hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+            with hooks, utils.autocast(self.device, update.dtype):
                 outputs = update.network(**inputs)
             update.loss_function(outputs)
-        return sum(found.values())
+        for storage in own:
+            found.pop(storage._cdata, None)
+        return sum(storage.nbytes() for storage in found.values())
+
+
+def fake(mode, value):
+    return [fake(mode, one) for one in value] if isinstance(value, list) else mode.from_tensor(value)
 
 
 def wait(device: torch.device) -> None:
@@ -193,7 +203,8 @@ def on_cpu(section: Section, args, trial: Trial) -> float:
         seconds = trial.step(size)
     if size == args.batch_size:
         return seconds
-    section.say(f"steps were measured with {few} to {size} pairs, and extrapolated to --batch-size {args.batch_size}")
+    sizes = f"{few} to {size}" if size > few else f"{size}"
+    section.say(f"steps were measured with {sizes} pairs, and extrapolated to --batch-size {args.batch_size}")
     each = (seconds - first) / (size - few) if size > few else seconds / size
     return seconds + max(0.0, each) * (args.batch_size - size)
 
@@ -224,17 +235,16 @@ def time_epoch(section: Section, args, subject: Subject, trial: Trial, total: in
 def estimate(section: Section, args, trial: Trial) -> None:
     """Say what a step would take of a GPU's memory, from what autograd keeps on the CPU."""
     trial.update.dtype = None if args.amp == "off" else torch.bfloat16
-    few, more = trial.kept(2), trial.kept(4)
-    each = max(1, (more - few) / 2)
-    fixed = max(0, few - 2 * each) + state_bytes(trial.update.model)
+    size = max(4, args.batch_size)
+    few, more = trial.kept(size // 2), trial.kept(size)
+    each = max(1, (more - few) / (size - size // 2))
+    fixed = max(0, more - size * each) + state_bytes(trial.update.model)
 
-    def needed(size):
-        return MARGIN * (fixed + size * each) + CONTEXT
-
+    needed = MARGIN * (fixed + args.batch_size * each) + CONTEXT
     sizes = {card: int(((card * 1e9 - CONTEXT) / MARGIN - fixed) / each) for card in CARDS}
     fits = ", ".join(f"{max(0, size - size % (8 if size >= 16 else 1)):,} on {card} GB" for card, size in sizes.items())
     section.say(
-        f"a GPU would need about {gigabytes(int(needed(args.batch_size)))} for --batch-size {args.batch_size} "
+        f"a GPU would need about {gigabytes(int(needed))} for --batch-size {args.batch_size} "
         f"(estimated, not measured: there is no GPU here); the largest that fits is about {fits}"
     )
 
