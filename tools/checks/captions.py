@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from tools.checks.pictures import histogram
-from tools.checks.section import Example, Section
+from tools.checks.section import EXAMPLES, Example, Section
 from tools.checks.subject import Subject
 
 MOST = 100_000  # captions that are compared and tokenised; of a larger set so many, evenly spaced
@@ -129,11 +129,12 @@ def describe_lengths(subject: Subject, tokenizer, context_length: int) -> Sectio
     ids = [subject.splits[keys[row][0]].data.ids[keys[row][1]] for row in cut]
     section.find(
         "captions are cut", (f"{one}: {lengths[row]} tokens" for one, row in zip(ids, cut, strict=True)),
-        f" to --context-length {context_length} ({len(cut) / len(texts):.1%})",
-        examples=(Example(f"{lengths[row]} tokens: {texts[row]}", [keys[row]]) for row in cut),
+        f" to --context-length {context_length} ({len(cut) / len(texts):.1%})"
     )  # fmt: skip
     if not len(cut):
         section.say(f"none is longer than --context-length {context_length}")
+    longest = [Example(f"{lengths[row]} tokens: {texts[row]}", [keys[row]]) for row in order[:EXAMPLES]]
+    section.examples = {"the longest captions": longest}
     if unknown.any():
         text = f"{unknown.sum():,} captions ({unknown.mean():.1%}) have a token that the tokenizer does not know"
         (section.note if unknown.mean() > 0.05 else section.say)(text)

@@ -83,10 +83,21 @@ def decode(location: str, contents: bytes) -> tuple[Image.Image, tuple[int, int]
             shown = images.to_gray_or_rgb(image)
     except Exception:  # Pillow raises a dozen kinds; the run's own reader has the last word, and the words
         shown = images.read_image(location)
-        kind = locations.suffix(location)[1:].upper() or "other"
-        return shown, shown.size, f"{kind}, shown as {'gray' if shown.mode == 'L' else 'colour'}"
+        colour = "gray" if shown.mode == "L" else "colour"
+        if contents[128:132] == b"DICM":
+            return shown, shown.size, f"DICOM, {dicom_depth(contents)}, {colour}"
+        return shown, shown.size, f"{locations.suffix(location)[1:].upper() or 'other'}, {colour}"
     bits = "16 bits" if mode.startswith("I;16") else MODES.get(mode, mode)
     return shown, size, f"{kind}, {bits}, {'gray' if shown.mode == 'L' else 'colour'}"
+
+
+def dicom_depth(contents: bytes) -> str:
+    """What a DICOM file's header says of its pixels."""
+    import pydicom  # slow, and there only where DICOM files are read
+
+    tags = ["BitsStored", "PhotometricInterpretation"]
+    header = pydicom.dcmread(io.BytesIO(contents), stop_before_pixels=True, specific_tags=tags)
+    return f"{header.get('BitsStored', '?')} bits, {header.get('PhotometricInterpretation', '?')}"
 
 
 def look_at_all(subject: Subject) -> Looks:
@@ -121,10 +132,7 @@ def describe(subject: Subject, looks: Looks, skip_broken: bool) -> Section:
     section.say(f"{len(subject.files):,} image files{some}")
     skipped = " (left out by --skip-broken)" if skip_broken else ": a run would stop (or give --skip-broken)"
     broken = sorted(looks.reasons)
-    section.find(
-        "images cannot be read", (subject.shorten(looks.reasons[i]) for i in broken), skipped, not skip_broken,
-        (Example(subject.shorten(looks.reasons[i])) for i in broken),
-    )  # fmt: skip
+    section.find("images cannot be read", (subject.shorten(looks.reasons[i]) for i in broken), skipped, not skip_broken)
     if not seen:
         return section
     depths = Counter(looks.depths)

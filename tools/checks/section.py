@@ -1,6 +1,7 @@
 """What a check found: lines with a verdict, the full lists of names behind them, and examples to look at."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -44,16 +45,16 @@ class Section:
         self.lines.append((FAULT, text))
 
     def find(self, what: str, names: Iterable[str], more: str = "", fault=False, examples: Iterable[Example] = ()):
-        """A line with the number of names and the first of them, if there are any. All of them are kept."""
+        """A line with the number of names and the first of them, if there are any; all of them are kept. Without
+        `examples` the names are those."""
         names = list(names)
         if not names:
             return
         shown = "; ".join(names[:SHOWN]) + ("; ..." if len(names) > SHOWN else "")
         self.lines.append((FAULT if fault else NOTE, f"{len(names):,} {what}{more}: {shown}"))
         self.named[what] = names
-        found = [example for example, _ in zip(examples, range(EXAMPLES), strict=False)]
-        if found:
-            self.examples[what] = found
+        found = list(itertools.islice(examples, EXAMPLES))
+        self.examples[what] = found or [Example(name) for name in names[:EXAMPLES]]
 
 
 class Kept(logging.Handler):
