@@ -289,10 +289,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "pairs"
         shutil.copytree(args.pairs, root)
-        before = {what: len(names) for what, names in named(examine(root)[0]).items()}
+        words = "--output-dir", f"{folder}/run"
+        before = {what: len(names) for what, names in named(examine(root, *words)[0]).items()}
         planted = plant(root)
         untouched, started = files(root), time.perf_counter()
-        sections, found, words = examine(root)
+        sections, found, settled = examine(root, *words)
         seconds = time.perf_counter() - started
         results = judge(planted, sections)
         record(f"{'planted':32} {'found':>8} {'findings':>9} {'before':>7}")
@@ -301,11 +302,16 @@ def main() -> int:
             record(f"{kind:32} {hits} of {len(planted[kind])} {total:9} {already:7}")
         written = files(root) != untouched or sorted(path.name for path in Path(folder).iterdir()) != ["pairs"]
         record(f"\nwritten by the check: {'SOMETHING' if written else 'nothing'}; {seconds:.0f} s\n")
-        command = "python main.py --root PAIRS " + " ".join(ARGUMENTS)
-        for line in page.as_text(command, sections).replace(str(root), "PAIRS").splitlines():
-            record(line)
+        record("python tools/doctor.py main.py --root PAIRS " + " ".join(ARGUMENTS) + "  (names left out)")
+        for section in sections:
+            record(f"[{section.verdict}] {section.title}")
+            for verdict, text in section.lines:
+                text = text if verdict == "ok" else f"{verdict}: {text.partition(': ')[0]}"
+                text = text.replace(str(root), "PAIRS").replace(folder, "TMP").replace(f"{common.REPOSITORY}/", "")
+                record(f"    {text}")
+        record(page.summary(sections))
         if args.html:
-            Path(args.html).write_text(page.as_html(command, sections, found, words))
+            Path(args.html).write_text(page.as_html("tools/doctor.py", sections, found, settled))
     if not args.no_record:
         record.save()
     return int(written or any(hits < len(planted[kind]) for kind, (hits, _) in results.items()))
