@@ -89,14 +89,13 @@ class Trial:
     def peak(self, size: int) -> int | None:
         """The most bytes of the GPU's memory that a step of `size` pairs takes; None if there is too little."""
         torch.cuda.reset_peak_memory_stats(self.device)
-        try:
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
             self.step(size)
-        except torch.cuda.OutOfMemoryError:
-            self.update.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            torch.cuda.empty_cache()
-            return None
-        return torch.cuda.max_memory_allocated(self.device)
+            return torch.cuda.max_memory_allocated(self.device)
+        self.update.optimizer.zero_grad(set_to_none=True)  # here the error is gone, whose frames hold tensors
+        gc.collect()
+        torch.cuda.empty_cache()
+        return None
 
     def kept(self, size: int) -> int:
         """The bytes that autograd keeps for the backward pass of `size` pairs, parameters not counted.
