@@ -92,7 +92,7 @@ def build_probe(args, train: Labelled | None, test: Labelled | None, device, dow
     chosen = copy.copy(args)
     chosen.compile = False
     with logged(section):
-        probe = probes.choose(chosen, len(train) if train is not None else 0)
+        probe = probes.choose(chosen, *((len(train), train.multi) if train is not None else (0,)))
         classes = test.classes if test is not None else []
         model = first_that_fits(
             section, lambda some, known: main_linear.make_encoder(some, probe, known, path, classes, device),

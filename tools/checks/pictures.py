@@ -73,8 +73,9 @@ def look(location: str) -> Look:
 
 def decode(location: str, contents: bytes) -> tuple[Image.Image, tuple[int, int], str]:
     """-> an image in mode "L" or "RGB", shrunk if it is a JPEG; its size in the file, and its depth in words."""
+    dicom = locations.suffix(location) in images.DICOM or images.has_dicom_mark(contents)
     try:
-        with Image.open(io.BytesIO(contents)) as image:
+        with Image.open(io.BytesIO(b"" if dicom else contents)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             size, mode, kind = image.size, image.mode, image.format
@@ -83,11 +84,8 @@ def decode(location: str, contents: bytes) -> tuple[Image.Image, tuple[int, int]
             shown = images.to_gray_or_rgb(image)
     except Exception:  # Pillow raises a dozen kinds; the run's own reader has the last word, and the words
         shown = images.read_image(location)
-        colour = "gray" if shown.mode == "L" else "colour"
-        if contents[128:132] == b"DICM":
-            return shown, shown.size, f"DICOM, {dicom_depth(contents)}, {colour}"
-        return shown, shown.size, f"{locations.suffix(location)[1:].upper() or 'other'}, {colour}"
-    bits = "16 bits" if mode.startswith("I;16") else MODES.get(mode, mode)
+        size, kind, mode = shown.size, "DICOM" if dicom else "other", shown.mode
+    bits = dicom_depth(contents) if dicom else "16 bits" if mode.startswith("I;16") else MODES.get(mode, mode)
     return shown, size, f"{kind}, {bits}, {'gray' if shown.mode == 'L' else 'colour'}"
 
 
@@ -96,7 +94,7 @@ def dicom_depth(contents: bytes) -> str:
     import pydicom  # slow, and there only where DICOM files are read
 
     tags = ["BitsStored", "PhotometricInterpretation"]
-    header = pydicom.dcmread(io.BytesIO(contents), stop_before_pixels=True, specific_tags=tags)
+    header = pydicom.dcmread(io.BytesIO(contents), stop_before_pixels=True, force=True, specific_tags=tags)
     return f"{header.get('BitsStored', '?')} bits, {header.get('PhotometricInterpretation', '?')}"
 
 

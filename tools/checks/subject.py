@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import datasets
+import main_linear
 from data import locations, roco
 from data.buffers import split_lines
 from data.sets import Labelled, Pairs
@@ -111,13 +112,10 @@ def describe(section: Section, name: str, data: Pairs | Labelled) -> None:
         section.find(f"{name} captions without an image", data.missing, " (left out)")
         return
     patients = f" of {len(set(data.patients)):,} patients" if data.patients else ""
-    labels, classes = data.labels, len(data.classes)
-    counts = np.nansum(labels, 0).astype(int) if data.multi else np.bincount(labels, minlength=classes)
-    named = ", ".join(f"{count:,} {one}" for count, one in zip(counts[:10], data.classes, strict=False))
-    more = ", ..." if len(counts) > 10 else ""
-    section.say(f"{name}: {len(data):,} images{patients}: {named}{more}{notes}")
-    if name == "train" and not data.multi and np.count_nonzero(counts) < 2:
-        section.fault("the training split has fewer than two classes")
+    named, lack = main_linear.count_labels(data)
+    section.say(f"{name}: {len(data):,} images{patients}{named}{notes}")
+    if name == "train" and lack:
+        section.fault(f"the training split has {lack}")
 
 
 # ROCO's reader stops at the first bad row of a captions file
