@@ -297,20 +297,25 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
     return loaded
 
 
-def download_medclip(arch: str) -> Path:
-    """MedCLIP's published zip in torch's hub cache, fetched once, by rank 0. Raises InputError if it cannot be had."""
+def medclip_file(arch: str) -> Path:
+    """Where torch's hub cache has MedCLIP's published zip, or would have it. Raises InputError for another `arch`."""
     if arch not in MEDCLIP_ZIPS:
         raise InputError(f"--pretrained medclip has weights for {' and '.join(MEDCLIP_ZIPS)}, not for --arch {arch}")
-    return on_rank0(_download, MEDCLIP_URL + MEDCLIP_ZIPS[arch], Path(torch.hub.get_dir()) / "medclip")
+    return Path(torch.hub.get_dir()) / "medclip" / MEDCLIP_ZIPS[arch]
 
 
-def _download(url: str, folder: Path) -> Path:
-    path = folder / url.rsplit("/", 1)[-1]
+def download_medclip(arch: str) -> Path:
+    """MedCLIP's published zip in torch's hub cache, fetched once, by rank 0. Raises InputError if it cannot be had."""
+    path = medclip_file(arch)
+    return on_rank0(_download, MEDCLIP_URL + path.name, path)
+
+
+def _download(url: str, path: Path) -> Path:
     if path.exists():
         return path
     logger.info(f"downloading {url}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             with urllib.request.urlopen(url, timeout=60) as response, open(temporary, "wb") as file:
                 size, expected = 0, response.headers.get("Content-Length")
