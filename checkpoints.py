@@ -1,12 +1,14 @@
 """Checkpoint layouts: one table of all forms in which these weights are published or saved, and one loader for them.
 
 A layout says how its files are recognised, how their keys are renamed to the model's, which keys are ignored on
-purpose, and which parts of the model they must fill. Everything is read with `torch.load(weights_only=True)`, so that
-no file can run code.
+purpose, and which parts of the model they must fill. Everything is read with `torch.load(weights_only=True)` or
+safetensors, so that no file can run code.
 """
 
 import argparse
 import io
+import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -16,13 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from distributed import on_rank0
-from utils import InputError, atomic_file, logger
+from utils import InputError, atomic_file, logger, read_text
 
 MEDCLIP_URL = "https://storage.googleapis.com/pytrial/"
 MEDCLIP_ZIPS = {"medclip_vit": "medclip-vit-pretrained.zip", "medclip_resnet": "medclip-pretrained.zip"}
-WEIGHTS = "pytorch_model.bin"
+WEIGHTS, SAFE = "pytorch_model.bin", "model.safetensors"
+IN_A_FOLDER = (SAFE, f"{SAFE}.index.json", WEIGHTS)  # the first that is there is taken
 MAX_SWELLING = 100  # how much larger than its compressed form a zip's member may be: weights hardly compress
 
 MEDCLIP_RENAMES = (
@@ -106,6 +111,7 @@ CANONICAL = tuple(  # transformers renamed Swin's and BERT's modules over the ye
 )
 # Keys that a file may have or lack: integer buffers, which some releases save and others compute, and BERT's pooler.
 DROPPABLE = re.compile(r"(relative_position_index|position_ids|token_type_ids|num_batches_tracked)$|\.pooler\.dense\.")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
 def canonical(key: str) -> str:
@@ -115,15 +121,23 @@ def canonical(key: str) -> str:
 
 
 def read(path: str | Path) -> dict:
-    """The contents of a checkpoint: a folder or zip with `pytorch_model.bin`, or a file that torch.save wrote.
+    """The contents of a checkpoint: a file that torch.save wrote, a zip with `pytorch_model.bin`, a `.safetensors` file
+    or the index of several, or a folder with one of IN_A_FOLDER.
 
     Raises InputError if there is no such file, or if it is damaged, holds no dict, or could run code.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        path = path / WEIGHTS
+        found = [path / name for name in IN_A_FOLDER if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path}: no checkpoint in this folder: it holds none of {', '.join(IN_A_FOLDER)}")
+        path = found[0]
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.name.endswith(".safetensors.index.json"):
+        return read_shards(path)
     source = path
     try:
         if zipfile.is_zipfile(path):
@@ -143,6 +157,35 @@ def read(path: str | Path) -> dict:
         raise InputError(f"{path}: {what}; it was not loaded. Give a state dict saved by torch.save") from None
     if not isinstance(contents, dict):
         raise InputError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
+    return contents
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Raises InputError for a file that is damaged, cut short or none: its header is held against its size."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"{path}: is damaged or no safetensors file ({why}); it was not loaded") from None
+
+
+def read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """The tensors that an index names ("weight_map": tensor -> the file beside it that holds it). Raises InputError."""
+    try:
+        shards = json.loads(read_text(index))["weight_map"]
+        plain = all(isinstance(name, str) and name == Path(name).name for name in shards.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain:  # a path that leads out of the folder is not followed
+        raise InputError(f'{index}: no index of safetensors files: its "weight_map" must name files beside it')
+    contents = {}
+    for name in sorted(set(shards.values())):
+        if not os.path.isfile(index.parent / name):
+            raise InputError(f"{index}: names {name[:120]}, which is not there")
+        contents |= read_safetensors(index.parent / name)
+    absent = shards.keys() - contents.keys()
+    if absent:
+        raise InputError(f"{index}: the files that it names lack {first_keys(absent)}")
     return contents
 
 
@@ -241,6 +284,10 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
         raise InputError(
             f"{path} ({layout.name} layout) does not fit {asked}, is it another one? {'; '.join(problems)}"
         )
+    strange = [key for key, value in matched.items() if value.dtype not in DTYPES]
+    if strange:
+        kind = matched[strange[0]].dtype
+        raise InputError(f"{path}: {first_keys(strange)}: of {kind}, which is not loaded: save them as float32")
     broken = [key for key, value in matched.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise InputError(f"{path}: not finite: {first_keys(broken)}")

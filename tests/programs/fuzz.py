@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 from data import cache
 import checkpoints
@@ -272,6 +273,41 @@ class Kinds:
         self.write(path, path.read_bytes(), changes if rng.random() < 0.5 else ())
         self.load(path)
 
+    def safetensors(self, rng, changes) -> None:
+        """The same weights as one file, or as two with an index, whose header or bytes are altered."""
+        folder = self.root / "safetensors"
+        folder.mkdir(exist_ok=True)
+        state = self.altered(rng)
+        state = next((value for value in state.values() if isinstance(value, dict)), state)
+        state = {key: value.contiguous() for key, value in state.items() if isinstance(value, torch.Tensor)}
+        path, split = folder / "model.safetensors", rng.random() < 0.3
+        path.unlink(missing_ok=True)
+        if split:
+            names = [f"model-{number}.safetensors" for number in (0, 1)]
+            for number, name in enumerate(names):
+                save_file(dict(list(state.items())[number::2]), folder / name)
+            where = {key: names[number % 2] for number, key in enumerate(state)}
+            index = folder / "model.safetensors.index.json"
+            self.write(index, json.dumps({"weight_map": where}).encode(), changes if rng.random() < 0.7 else ())
+            self.load(folder)
+            return
+        save_file(state, path)
+        contents = path.read_bytes()
+        start = 8 + int.from_bytes(contents[:8], "little")
+        where = rng.random()
+        if where < 0.3:  # in the header, its length put right
+            header = contents[8:start]
+            for change in changes:
+                header = edit(header, *change)
+            contents, changes = len(header).to_bytes(8, "little") + header + contents[start:], ()
+        elif where < 0.4:  # another length of the header
+            contents, changes = (
+                rng.choice((0, 1, 7, start, 1 << 40, (1 << 64) - 1)).to_bytes(8, "little") + contents[8:],
+                (),
+            )
+        self.write(path, contents, changes if where < 0.8 else ())
+        self.load(rng.choice((path, folder)))
+
     def zip(self, rng, changes) -> None:
         path, weights = self.root / "weights.zip", io.BytesIO()
         torch.save(self.altered(rng), weights)
@@ -397,8 +433,8 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png other_image checkpoint zip "
-    "cache_index cache_pixels feature_shard zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png other_image checkpoint safetensors "
+    "zip cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 
