@@ -38,7 +38,15 @@ MEDCLIP_RENAMES = (
     (r"^text_model\.model\.", "text_encoder."),
 )
 # Parts that a checkpoint may have and a model may lack; any other key that the model does not know is an error.
-PARTS = ("image_encoder", "image_projection", "text_encoder", "text_projection", "ssl_head", "logit_scale")
+PARTS = (
+    "image_encoder",
+    "image_projection",
+    "text_encoder",
+    "text_projection",
+    "ssl_head",
+    "logit_scale",
+    "logit_bias",
+)
 SLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
@@ -247,7 +255,8 @@ def first_keys(keys) -> str:
 
 
 def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> set[str]:
-    """Copy a checkpoint of any known layout into `model` (a models.MedSLIP) -> the parts of it that were loaded.
+    """Copy a checkpoint of any known layout into `model` (a models.MedSLIP) -> the parts of it that were loaded, those
+    without weights among them.
 
     A part of the model that the layout lacks stays as it is, and is named in the log. Any other key that is missing,
     unexpected or of another shape raises InputError, which names the keys, before anything is copied.
@@ -268,7 +277,8 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
         elif not DROPPABLE.search(key) and (key.split(".")[0] in parts or key.split(".")[0] not in PARTS):
             unexpected.append(key)
     needed = [key for key in own if key.split(".")[0] in offered | set(layout.fills)]
-    missing = [key for key in needed if key not in matched and not DROPPABLE.search(key)]
+    # A pooler that a file lacks is no loss, unless the model has one.
+    missing = [key for key in needed if key not in matched and (".pooler." in key or not DROPPABLE.search(key))]
     misshapen = [
         f"{key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
         for key, value in matched.items()
@@ -296,6 +306,7 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
             own[key].copy_(value)
     loaded = {key.split(".")[0] for key in matched}
     left = sorted(parts - loaded)
+    loaded |= {name for name, part in model.named_children() if not part.state_dict()}  # nothing to load: all of it is
     logger.info(
         f"weights: {path} ({layout.name} layout)" + (f"; stay as initialised: {', '.join(left)}" if left else "")
     )

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import socket
@@ -137,6 +138,11 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file (byte {error.start})") from None
+
+
+def folder_name(arch: str) -> str:
+    """An --arch as a part of a folder's name: without the separators of a path."""
+    return re.sub(r"[^\w.-]+", "_", arch)
 
 
 def make_folder(path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Tokenizers, and captions tokenised once into packed arrays."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,22 @@ def from_json(serialised: str):
         raise InputError(f"the checkpoint's tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def as_text(tokenizer) -> str | None:
+    """A tokenizer as a text that `from_text` reads; None for one of Python code, such as SigLIP's."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    return json.dumps({"tokenizer": tokenizer.backend_tokenizer.to_str(), "tokens": tokenizer.special_tokens_map})
+
+
+def from_text(text: str):
+    """The tokenizer that `as_text` turned into a text. Raises InputError if it cannot be read."""
+    try:
+        parts = json.loads(text)
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(parts["tokenizer"]), **parts["tokens"])
+    except Exception as error:
+        raise InputError(f"the checkpoint's tokenizer cannot be read: {str(error).splitlines()[0][:200]}") from None
 
 
 def load_tokenizer(text_model: str):

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoTokenizer,
     CLIPTextModel,
     CLIPVisionModel,
     Dinov2Model,
@@ -20,7 +21,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from data import hub
+from data import hub, tokens
 from towers.parts import Published, Towers
 from utils import InputError
 
@@ -90,7 +91,7 @@ def published(arch: str, pretrained: str | None) -> Published:
     return Published(
         json.loads(config.to_json_string(use_diff=False)), mean=list(shown.image_mean), std=list(shown.image_std),
         image_size=size, fit=fit, pretrained="published",
-        context_length=None if text is None else text.max_position_embeddings,
+        context_length=None if text is None else text.max_position_embeddings, padded=config.model_type == "siglip",
     )  # fmt: skip
 
 
@@ -158,6 +159,21 @@ def towers(arch: str, known: Published, with_text: bool, state: dict | None) -> 
         text=CLIPTextModel(config.text_config), text_width=config.text_config.hidden_size, text_pooling="pooler",
         text_projection=nn.Linear(config.text_config.hidden_size, embed_dim, bias=False),
     )  # fmt: skip
+
+
+def tokenizer(arch: str, known: Published, kept: str | None) -> tuple:
+    """-> the model's own tokenizer, and a text to keep. Raises InputError if there is none."""
+    if kept is not None:
+        return tokens.from_text(kept), kept
+    try:
+        found = hub.load(AutoTokenizer.from_pretrained, name_of(arch), trust_remote_code=False)
+        if len(found) <= len(found.all_special_ids):  # transformers makes such of a folder without vocabulary
+            raise OSError("there is a configuration, and no vocabulary")
+        if found.pad_token_id is None:
+            raise ValueError("it has no token for padding")
+    except Exception as error:  # tokenizers and sentencepiece raise many kinds
+        raise InputError(f"--arch {arch}: its tokenizer cannot be loaded: {first_line(error)}") from None
+    return found, tokens.as_text(found)
 
 
 def resize(image: nn.Module, size: int) -> None:

@@ -17,7 +17,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def folder_of(arch: str, filename: str) -> Path:
-    """The folder that holds a file of the model, which is fetched from the hub if need be. Raises OSError, ValueError."""
+    """The folder that holds a file of the model, fetched from the hub if need be. Raises OSError, ValueError."""
     source, _, name = arch.partition(":")
     if source == "hf-hub":
         name, _, revision = name.partition("@")

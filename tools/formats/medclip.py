@@ -4,6 +4,8 @@ import torch
 
 import checkpoints
 import models
+from options import BIO_CLINICAL_BERT
+from towers.text import BERT_CONFIGS
 from utils import InputError, logger, save_tensors
 
 SPELLING = (  # what checkpoints.canonical calls a layer, and transformers 4.24 did
@@ -19,7 +21,7 @@ SPELLING = (  # what checkpoints.canonical calls a layer, and transformers 4.24 
 
 def write(model: models.MedSLIP, saved: dict, folder):
     """Both towers, their projections and the logit scale. See tools/export.py for the arguments."""
-    arch, text = saved["arch"], models.BERT_CONFIGS[models.BIO_CLINICAL_BERT]
+    arch, text = saved["arch"], BERT_CONFIGS[BIO_CLINICAL_BERT]
     if arch not in checkpoints.MEDCLIP_ZIPS:
         raise InputError(f"--to medclip: MedCLIP has {' and '.join(checkpoints.MEDCLIP_ZIPS)}, not {arch}")
     if not hasattr(model, "text_encoder"):
