@@ -61,6 +61,8 @@ class Layout:
 
 LAYOUTS = (  # the first whose marker is found is taken
     Layout("MedSLIP", "image_encoder.", (), ("image_encoder", "image_projection")),
+    # What a source of towers has read by itself. An image tower may come without a projection.
+    Layout("published", "published.", ((r"^published\.", ""),), ("image_encoder",)),
     Layout(
         "first MedSLIP code",
         "MedCLIP_model.",

@@ -23,7 +23,7 @@ from transformers import (
 
 from data import hub, tokens
 from towers.parts import Published, Towers
-from utils import InputError
+from utils import InputError, one_line
 
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 UNUSED = "mask_token"  # DINOv2's, for its own pretraining alone
@@ -60,10 +60,6 @@ PREFIXES = {  # transformers' names of a whole model's parts: ours
 }
 
 
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
-
-
 def name_of(arch: str) -> str:
     return arch.partition(":")[2]
 
@@ -75,7 +71,7 @@ def published(arch: str, pretrained: str | None) -> Published:
         config = hub.load(AutoConfig.from_pretrained, name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--arch {arch}: no such folder, and no model of that name on the Hugging Face hub ({first_line(error)})"
+            f"--arch {arch}: no such folder, and no model of that name on the Hugging Face hub ({one_line(error)})"
         ) from None
     if config.model_type not in IMAGES:
         raise InputError(f"--arch {arch}: a model of type {config.model_type}; hf: takes {', '.join(IMAGES)}")
@@ -84,7 +80,7 @@ def published(arch: str, pretrained: str | None) -> Published:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--arch {arch}: has no preprocessor_config.json that can be read, so that the mean and standard deviation "
-            f"its weights were trained with cannot be known ({first_line(error)}): put the model's own there"
+            f"its weights were trained with cannot be known ({one_line(error)}): put the model's own there"
         ) from None
     text = getattr(config, "text_config", None)
     size, fit = view_of(shown, arch)
@@ -118,7 +114,7 @@ def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:
             trust_remote_code=False,
         )  # fmt: skip
     except Exception as error:  # transformers, safetensors and pickle raise many kinds
-        raise InputError(f"--arch {arch}: its weights cannot be loaded: {first_line(error)}") from None
+        raise InputError(f"--arch {arch}: its weights cannot be loaded: {one_line(error)}") from None
     absent = sorted(found["missing_keys"]) + [one[0] for one in found["mismatched_keys"]]
     if absent:
         raise InputError(f"--arch {arch}: its weights do not fit its config.json: {', '.join(absent[:6])}")
@@ -131,7 +127,7 @@ def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:
                 key = ours + key.removeprefix(theirs)
                 break
         if not key.endswith(UNUSED):
-            state[key] = value.reshape(()) if key in ("logit_scale", "logit_bias") else value
+            state[f"published.{key}"] = value.reshape(()) if key in ("logit_scale", "logit_bias") else value
     return state, arch
 
 
@@ -172,7 +168,7 @@ def tokenizer(arch: str, known: Published, kept: str | None) -> tuple:
         if found.pad_token_id is None:
             raise ValueError("it has no token for padding")
     except Exception as error:  # tokenizers and sentencepiece raise many kinds
-        raise InputError(f"--arch {arch}: its tokenizer cannot be loaded: {first_line(error)}") from None
+        raise InputError(f"--arch {arch}: its tokenizer cannot be loaded: {one_line(error)}") from None
     return found, tokens.as_text(found)
 
 

@@ -11,7 +11,7 @@ from timm.models import _hub, resolve_pretrained_cfg
 
 from data import hub
 from towers.parts import Published, Towers
-from utils import InputError
+from utils import InputError, one_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -39,12 +39,13 @@ def published(arch: str, pretrained: str | None) -> Published:
         mean, std = ([float(one) for one in shown[which]] for which in ("mean", "std"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"--arch {arch}: no model of timm's ({(str(error) or type(error).__name__).splitlines()[0][:200]}): give a "
-            "folder or a name with the config.json that timm writes"
+            f"--arch {arch}: no model of timm's ({one_line(error)}): give a folder or a name with the config.json that "
+            "timm writes"
         ) from None
     mode = {"center": "shortest", "squash": "squash"}.get(shown["crop_mode"])
     if mode is None or how not in ("bilinear", "bicubic") or shown["input_size"][0] != 3:
         raise InputError(f"--arch {arch}: its config.json asks for images as are not known here: {shown}")
+    arguments = {key: value for key, value in arguments.items() if value is not None}
     kept = {"name": name, "arguments": arguments, "fixed": bool(full.fixed_input_size)}
     return Published(kept, mean, std, size, f"{mode} {how} {share}", "published")
 
@@ -56,16 +57,20 @@ def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:
         try:
             folder = folder_of(arch, filename)
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-            return {f"image_encoder.{key}": value for key, value in model.state_dict().items()}, arch
+            return {f"published.image_encoder.{key}": value for key, value in model.state_dict().items()}, arch
         except (OSError, ValueError) as error:  # not there: the other may be
             failed = failed or error
         except Exception as error:  # timm, torch and safetensors raise many kinds
             failed = error
             break
-    raise InputError(f"--arch {arch}: its weights cannot be loaded: {' '.join(str(failed).split())[:300]}") from None
+    raise InputError(f"--arch {arch}: its weights cannot be loaded: {one_line(failed)}") from None
 
 
 def towers(arch: str, known: Published, with_text: bool, state: dict | None) -> Towers:
-    model = timm.create_model(known.config["name"], num_classes=0, **known.config["arguments"])
+    name, arguments = known.config["name"], {**known.config["arguments"], "num_classes": 0}
+    try:  # not create_model: the arguments are a file's, and might name another file to load
+        model = timm.models.model_entrypoint(name)(**arguments)
+    except Exception as error:  # timm raises many kinds
+        raise InputError(f"--arch {arch}: timm cannot build {name} with {arguments}: {one_line(error)}") from None
     resize = (lambda size: model.set_input_size(img_size=size)) if known.config["fixed"] else None
     return Towers(model, getattr(model, "head_hidden_size", model.num_features), resize=resize)
