@@ -30,8 +30,8 @@ class Source(NamedTuple):
     encoder: str | None = None  # see `image_encoder` for what it takes and gives
     mean_std: str | None = None  # an arch -> what its published weights were trained with, see `mean_std`
     published: str | None = None  # (arch, --pretrained or None) -> towers.parts.Published
-    # (arch, --pretrained, Published) -> the path of the weights that it publishes, or a dict of them, by our names after
-    # "published.", and what they are called
+    # (arch, --pretrained, Published) -> the path of the weights that it publishes, or a dict of them, by our names
+    # after "published.", and what they are called
     weights: str | None = None
     towers: str | None = None  # (arch, Published, whether text is needed, a state dict or None) -> towers.parts.Towers
     tokenizer: str | None = None  # (arch, Published, what it returned before or None) -> tokenizer, a text to keep

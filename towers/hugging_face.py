@@ -6,6 +6,7 @@ RAD-DINO has it (Pérez-García et al., Nature Machine Intelligence 2025).
 """
 
 import json
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -69,15 +70,19 @@ def published(arch: str, pretrained: str | None) -> Published:
     name = name_of(arch)
     try:
         config = hub.load(AutoConfig.from_pretrained, name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"--arch {arch}: no such folder, and no model of that name on the Hugging Face hub ({one_line(error)})"
-        ) from None
+    except Exception as error:  # transformers and the hub raise many kinds
+        there = name and Path(name).is_dir()
+        what = (
+            "its config.json cannot be read"
+            if there
+            else "no such folder, and no model of that name on the Hugging Face hub"
+        )
+        raise InputError(f"--arch {arch}: {what} ({one_line(error)})") from None
     if config.model_type not in IMAGES:
         raise InputError(f"--arch {arch}: a model of type {config.model_type}; hf: takes {', '.join(IMAGES)}")
     try:
         shown = hub.load(AutoImageProcessor.from_pretrained, name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise InputError(
             f"--arch {arch}: has no preprocessor_config.json that can be read, so that the mean and standard deviation "
             f"its weights were trained with cannot be known ({one_line(error)}): put the model's own there"
