@@ -47,16 +47,32 @@ PARTS = (
     "logit_scale",
     "logit_bias",
 )
+OPEN_CLIP_RENAMES = (
+    (r"^visual\.trunk\.", "image_encoder."),
+    (r"^visual\.head\.", "image_projection."),
+    (r"^visual\.proj$", "image_projection.weight"),
+    (r"^visual\.", "image_encoder."),
+    (r"^text\.transformer\.resblocks\.", "text_encoder.transformer.resblocks."),
+    (r"^text\.transformer\.", "text_encoder."),  # Hugging Face's
+    (r"^text\.proj\.", "text_projection."),
+    (r"^(text\.)?text_projection$", "text_projection.weight"),
+    (r"^(text\.)?text_projection\.", "text_projection."),
+    (r"^text\.", "text_encoder."),
+    (r"^(transformer|token_embedding|ln_final)\.", r"text_encoder.\1."),
+    (r"^positional_embedding$", "text_encoder.positional_embedding"),
+)
 SLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 
 @dataclass(frozen=True)
 class Layout:
     name: str
-    marker: str  # how a key starts in files of this layout, and in no other that comes later in LAYOUTS
+    # How a key starts in files of this layout, and in no other that comes later in LAYOUTS.
+    marker: str | tuple[str, ...]
     renames: tuple[tuple[str, str], ...]  # (pattern, replacement): the first pattern that matches a key is replaced
     fills: tuple[str, ...]  # parts of the model whose weights the file must have
     ignores: tuple[str, ...] = ()  # prefixes of keys that are ignored on purpose
+    turned: tuple[str, ...] = ()  # keys of matrices that features are multiplied with from the left
 
 
 LAYOUTS = (  # the first whose marker is found is taken
@@ -85,12 +101,21 @@ LAYOUTS = (  # the first whose marker is found is taken
         ("image_encoder", "image_projection", "text_encoder", "text_projection", "logit_scale"),
     ),
     Layout(
+        "open_clip",
+        ("visual.trunk.", "visual.positional_embedding", "visual.attnpool."),
+        OPEN_CLIP_RENAMES,
+        ("image_encoder", "image_projection", "text_encoder", "text_projection", "logit_scale"),
+        ("input_resolution", "context_length", "vocab_size"),
+        ("visual.proj", "text_projection", "text.text_projection"),
+    ),
+    Layout(
         "SLIP",
         "visual.",
         ((r"^visual\.", "image_encoder."), (r"^image_projection$", "image_projection.weight")),
         ("image_encoder",),
         # SLIP's text tower is another network, and its SimCLR head takes the pooled feature, not the projected one.
         (*SLIP_TEXT, "image_mlp.", "logit_scale"),
+        ("image_projection",),
     ),
     Layout(
         "bare vision encoder",
@@ -238,13 +263,15 @@ def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
             continue
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{path}: '{first_keys([key])}' is a {type(value).__name__}, not a tensor")
+        if key in layout.turned:
+            value = value.T.contiguous()
+        if key in ("logit_scale", "logit_bias") and value.numel() == 1:
+            value = value.reshape(())
         for pattern, new in layout.renames:
             renamed = re.sub(pattern, new, key)
             if renamed != key:
                 key = renamed
                 break
-        if layout.name == "SLIP" and key == "image_projection.weight":
-            value = value.T.contiguous()  # SLIP multiplies features @ projection
         translated[key] = value
     return layout, translated
 

@@ -38,6 +38,12 @@ class Source(NamedTuple):
 
 
 SOURCES = {  # a name of --arch, or all of it up to a colon, with that; docs/EXTENDING.md adds one
+    "open_clip:": Source(
+        published="towers.openclip_files:published",
+        weights="towers.openclip_files:weights",
+        towers="towers.openclip:towers",
+        tokenizer="towers.openclip_files:tokenizer",
+    ),
     "medclip_vit": Source("towers.swin:swin_encoder"),
     "hf:": Source(
         published="towers.hugging_face:published",

@@ -96,6 +96,26 @@ def load_tokenizer(text_model: str):
         ) from None
 
 
+class PaddingTokenizer:
+    """A tokenizer that pads every text, as open_clip's do, with the interface that `Tokens` takes.
+
+    `size` is what a text tower's vocabulary must have. Without `strip` the padding stays, for a tower that sees it.
+    """
+
+    def __init__(self, tokenizer, pad_token_id: int, size: int, strip: bool):
+        self.tokenizer, self.pad_token_id, self.size, self.strip = tokenizer, pad_token_id, size, strip
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __call__(self, texts: list[str], truncation: bool, max_length: int) -> dict:
+        ids = self.tokenizer(texts, max_length).numpy()
+        if not self.strip:
+            return {"input_ids": list(ids)}
+        lengths = ids.shape[1] - (ids[:, ::-1] != self.pad_token_id).argmax(axis=1)
+        return {"input_ids": [row[:length] for row, length in zip(ids, lengths, strict=True)]}
+
+
 class Tokens:
     """Token ids of N captions, start and end tokens included, in one array of 16 or 32 bits with N + 1 offsets.
 
