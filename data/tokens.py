@@ -49,20 +49,15 @@ def from_json(serialised: str):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def as_text(tokenizer) -> str | None:
-    """A tokenizer as a text that `from_text` reads; None for one of Python code, such as SigLIP's."""
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return None
-    return json.dumps({"tokenizer": tokenizer.backend_tokenizer.to_str(), "tokens": tokenizer.special_tokens_map})
+def pack(folder: Path) -> str:
+    """The files of a folder, of which a tokenizer saved itself there, as one text that a checkpoint can keep."""
+    return json.dumps({path.name: path.read_bytes().decode("latin-1") for path in sorted(folder.iterdir())})
 
 
-def from_text(text: str):
-    """The tokenizer that `as_text` turned into a text. Raises InputError if it cannot be read."""
-    try:
-        parts = json.loads(text)
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(parts["tokenizer"]), **parts["tokens"])
-    except Exception as error:
-        raise InputError(f"the checkpoint's tokenizer cannot be read: {str(error).splitlines()[0][:200]}") from None
+def unpack(text: str, folder: Path) -> None:
+    """Write the files that `pack` made a text of. Raises ValueError or AttributeError for another text."""
+    for name, contents in json.loads(text).items():
+        (folder / Path(name).name).write_bytes(contents.encode("latin-1"))
 
 
 def load_tokenizer(text_model: str):

@@ -6,6 +6,7 @@ RAD-DINO has it (Pérez-García et al., Nature Machine Intelligence 2025).
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -163,18 +164,24 @@ def towers(arch: str, known: Published, with_text: bool, state: dict | None) -> 
 
 
 def tokenizer(arch: str, known: Published, kept: str | None) -> tuple:
-    """-> the model's own tokenizer, and a text to keep. Raises InputError if there is none."""
-    if kept is not None:
-        return tokens.from_text(kept), kept
+    """-> the model's own tokenizer, and a text of its files, so that a checkpoint needs the folder no more.
+
+    `kept` is such a text. Raises InputError if there is none.
+    """
     try:
-        found = hub.load(AutoTokenizer.from_pretrained, name_of(arch), trust_remote_code=False)
+        with tempfile.TemporaryDirectory() as folder:
+            if kept is not None:
+                tokens.unpack(kept, Path(folder))
+            found = hub.load(AutoTokenizer.from_pretrained, folder if kept else name_of(arch), trust_remote_code=False)
+            found.save_pretrained(folder)
+            kept = tokens.pack(Path(folder))
         if len(found) <= len(found.all_special_ids):  # transformers makes such of a folder without vocabulary
             raise OSError("there is a configuration, and no vocabulary")
         if found.pad_token_id is None:
             raise ValueError("it has no token for padding")
     except Exception as error:  # tokenizers and sentencepiece raise many kinds
         raise InputError(f"--arch {arch}: its tokenizer cannot be loaded: {one_line(error)}") from None
-    return found, tokens.as_text(found)
+    return found, kept
 
 
 def resize(image: nn.Module, size: int) -> None:

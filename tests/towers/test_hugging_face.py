@@ -159,7 +159,8 @@ def test_siglip_texts_are_padded_to_one_length(saved):
     folder, theirs = saved["siglip"]
     known = published(f"hf:{folder}")
     assert (known.context_length, known.padded) == (20, True)
-    tokenizer, _ = models.own_tokenizer(f"hf:{folder}", known._asdict())
+    tokenizer, kept = models.own_tokenizer(f"hf:{folder}", known._asdict())
+    tokenizer, _ = models.own_tokenizer(f"hf:{folder}", known._asdict(), kept)
     batch = Tokens(tokenizer, TEXTS, 20, pad_to=20).batch(range(len(TEXTS)))
     model = ours(folder).eval()
     (ids,), (mask,) = batch["input_ids"], batch["attention_mask"]
