@@ -59,6 +59,17 @@ SOURCES = {  # a name of --arch, or all of it up to a colon, with that; docs/EXT
             towers="towers.timm_folders:towers",
         ),
     ),
+    "gloria": Source(
+        published="towers.gloria:published", weights="towers.gloria:weights", towers="towers.gloria:towers"
+    ),
+    **dict.fromkeys(
+        ("mammo_clip_b2", "mammo_clip_b5"),
+        Source(
+            published="towers.mammo_clip:published",
+            weights="towers.mammo_clip:weights",
+            towers="towers.mammo_clip:towers",
+        ),
+    ),
     "": Source("towers.timm_encoders:timm_encoder", "towers.timm_encoders:timm_mean_std"),  # every other name
 }
 
@@ -104,10 +115,10 @@ class MedSLIP(nn.Module):
         self.locked = []
         self.frozen_norms = False
         self.image_encoder = towers.image.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
-        self.image_projection = towers.image_projection or nn.Linear(towers.width, towers.embed_dim, bias=False)
+        self.image_projection = towers.image_projection or nn.Linear(towers.width, towers.embed_dim, towers.bias)
         if towers.text is not None:
             self.text_encoder = towers.text
-            self.text_projection = towers.text_projection or nn.Linear(towers.text_width, towers.embed_dim, bias=False)
+            self.text_projection = towers.text_projection or nn.Linear(towers.text_width, towers.embed_dim, towers.bias)
             self.logit_scale = nn.Parameter(torch.tensor(towers.logit_scale))
             if towers.logit_bias is not None:  # given to the losses; none of this project's has a use for it
                 self.register_buffer("logit_bias", torch.tensor(towers.logit_bias))
@@ -265,9 +276,16 @@ def create_model(
         image, width = image_encoder(arch, asks, image_size)
         towers = Towers(image, width)
     if with_text and towers.text is None:
+        if towers.text_pooling and text_pooling != "masked":
+            raise InputError(f"--text-pooling {text_pooling}: --arch {arch} has one of its own, leave it out")
         text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, asks)
+        if isinstance(towers.text_projection, nn.Identity) and text.config.hidden_size != towers.embed_dim:
+            raise InputError(
+                f"--text-model {text_model}: {text.config.hidden_size} wide, and --arch {arch}, which does not project "
+                f"texts, needs {towers.embed_dim}"
+            )
         towers = towers._replace(
-            text=text, text_width=text.config.hidden_size, text_pooling=text_pooling,
+            text=text, text_width=text.config.hidden_size, text_pooling=towers.text_pooling or text_pooling,
             vocab_size=text.config.vocab_size, positions=getattr(text.config, "max_position_embeddings", None),
         )  # fmt: skip
     with_views = objective is not None and OBJECTIVES[objective].views

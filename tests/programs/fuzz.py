@@ -42,6 +42,7 @@ import checkpoints
 import datasets
 from evaluation import features
 from data import images
+from data.weights import WEIGHTS
 import models
 from data.tokens import Tokens, from_json, train_bpe
 from evaluation import zeroshot
@@ -311,7 +312,7 @@ class Kinds:
     def zip(self, rng, changes) -> None:
         path, weights = self.root / "weights.zip", io.BytesIO()
         torch.save(self.altered(rng), weights)
-        name = rng.choice(("", "folder/", "../", "/", "a/../../")) + checkpoints.WEIGHTS
+        name = rng.choice(("", "folder/", "../", "/", "a/../../")) + WEIGHTS
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w", rng.choice((0, 8)), compresslevel=1) as archive:
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(rng.choice((1, 1, 1, 2))):
@@ -439,7 +440,7 @@ KINDS = (
 
 
 READERS = (
-    "data/buffers data/roco data/cbis data/folders data/sets data/images data/cache datasets checkpoints "
+    "data/buffers data/roco data/cbis data/folders data/sets data/images data/cache data/weights datasets checkpoints "
     "evaluation/features evaluation/zeroshot"
 ).split()
 
