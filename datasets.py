@@ -1,6 +1,8 @@
 """The catalog: the name of a data set -> pairs to train on, or a labelled set to probe. The readers are in data/."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,26 +15,35 @@ from utils import InputError, read_text, resolve
 __all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "paired_set", "read_pairs", "roco_table"]
 
 
-class Type(NamedTuple):
-    """A kind of data set, and the catalog keys of its entries beside "type"."""
+WINDOW = re.compile(r"-?\d{1,6}(\.\d+)?/\d{1,6}(\.\d+)?")
 
-    reader: str  # "module:function", imported when it is used; see `paired_set` and `labelled_set` for its arguments
-    gives: type  # Pairs or Labelled
+
+class Type(NamedTuple):
+    """A kind of data set: its readers, and the catalog keys of its entries beside "type" and "window".
+
+    The readers are "module:function", imported when they are used, or None where the type has no captions or no
+    classes; see `paired_set` and `labelled_set` for their arguments.
+    """
+
+    pairs: str | None
+    labelled: str | None
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
 
 TYPES = {  # docs/EXTENDING.md adds one
-    "roco": Type("data.roco:roco_set", Pairs, ("path",)),
-    "cbis": Type("data.cbis:cbis_set", Labelled, ("path", "abnormality"), ("image",)),
-    "imagefolder": Type("data.folders:image_folder", Labelled, ("path", "train", "test")),
-    "filelist": Type("data.folders:file_list", Labelled, ("path", "train", "test")),
-    "special": Type("data.folders:special_set", Labelled, ("path",)),
+    "roco": Type("data.roco:roco_set", None, ("path",)),
+    "cbis": Type(None, "data.cbis:cbis_set", ("path", "abnormality"), ("image",)),
+    "imagefolder": Type(None, "data.folders:image_folder", ("path", "train", "test")),
+    "filelist": Type(None, "data.folders:file_list", ("path", "train", "test")),
+    "special": Type(None, "data.folders:special_set", ("path",)),
 }
 
 
-def find_entry(catalog: str, name: str, root: str | None = None) -> dict:
+def find_entry(catalog: str, name: str, root: str | None = None, window=None) -> dict:
     """The catalog's entry `name`, checked; its path is made absolute (from the catalog's folder), or is `root`.
+
+    `window` (center, width) replaces the entry's, "CENTER/WIDTH", in which DICOM files are shown.
 
     Raises InputError for a file that is no catalog, an unknown name, type or key, or a key that is missing.
     """
@@ -55,14 +66,17 @@ def find_entry(catalog: str, name: str, root: str | None = None) -> dict:
         raise InputError(f"{where}: the type '{some([kind])}' is not one of {', '.join(TYPES)}")
     known = TYPES[kind]
     absent = [key for key in known.required if key not in entry and not (key == "path" and root)]
-    unknown = [key for key in entry if key not in ("type", "path", *known.required, *known.optional)]
+    unknown = [key for key in entry if key not in ("type", "path", "window", *known.required, *known.optional)]
     if absent or unknown:
         parts = [f"{word} {some(keys)}" for word, keys in (("lacks", absent), ("does not know", unknown)) if keys]
         raise InputError(f"{where}: type '{kind}' {' and '.join(parts)}")
     if kind == "special" and name not in SPECIAL:
         raise InputError(f"{where}: a special set is one of {', '.join(SPECIAL)}")
     path = Path(root) if root else Path(catalog).absolute().parent / Path(entry["path"]).expanduser()
-    return {**entry, "name": name, "path": str(path.expanduser().absolute())}
+    window = "{:g}/{:g}".format(*window) if window else entry.get("window", "")
+    if window and not WINDOW.fullmatch(window):
+        raise InputError(f"{where}: the window '{window[:40]}' is not CENTER/WIDTH in numbers, such as 40/400")
+    return {**entry, "name": name, "window": window, "path": str(path.expanduser().absolute())}
 
 
 def some(names) -> str:
@@ -77,10 +91,11 @@ def paired_set(entry: dict, split: str, metadata=None, subset: str = "all", opti
     same. Raises InputError.
     """
     known = TYPES[entry["type"]]
-    if known.gives is not Pairs:
-        fit = " or ".join(f"'{name}'" for name, other in TYPES.items() if other.gives is Pairs)
+    if known.pairs is None:
+        fit = " or ".join(f"'{name}'" for name, other in TYPES.items() if other.pairs)
         raise InputError(f"--dataset {entry['name']}: type '{entry['type']}' has no captions; main.py takes type {fit}")
-    return resolve(known.reader)(entry, split, metadata, subset, optional)
+    pairs = resolve(known.pairs)(entry, split, metadata, subset, optional)
+    return pairs and replace(pairs, window=entry.get("window", ""))
 
 
 def labelled_set(entry: dict, split: str) -> Labelled:
@@ -89,11 +104,11 @@ def labelled_set(entry: dict, split: str) -> Labelled:
     The type's reader takes the same.
     """
     known = TYPES[entry["type"]]
-    if known.gives is not Labelled:
+    if known.labelled is None:
         raise InputError(f"--dataset {entry['name']}: has captions and no classes: a probe needs a labelled set")
     if not Path(entry["path"]).exists() and entry["type"] != "special":
         raise InputError(f"{entry['path']}: no such folder: correct the path of '{entry['name']}' or give --root")
-    data = resolve(known.reader)(entry, split)
+    data = resolve(known.labelled)(entry, split)
     if len(data) == 0:
         raise InputError(f"{entry['path']}: no {split} image of '{entry['name']}'")
-    return data
+    return data.shown(entry["window"]) if entry.get("window") else data

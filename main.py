@@ -109,7 +109,7 @@ def train_epoch(update: Update, loader, batches: EpochBatches, args, between_ste
 
 def read_data(args) -> tuple[dict, dict]:
     """-> {"train": Pairs, "validation": Pairs or None} (data/sets.py), and {split: counts}."""
-    entry = datasets.find_entry(args.catalog, args.dataset, args.root)
+    entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
     found = {split: distributed.on_rank0(read_split, args, entry, split) for split in ("train", "validation")}
     pairs = {split: some for split, (some, _) in found.items()}
     return pairs, {split: counts for split, (_, counts) in found.items() if counts}
@@ -128,7 +128,9 @@ def read_split(args, entry: dict, split: str):
             raise InputError(f"{entry['path']}: none of the {len(broken)} {split} images can be read")
     counts = {**pairs.counts, "pairs": len(pairs), "unreadable": len(broken)}
     logger.info(f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    return pairs, counts
+    for name, text in pairs.notes.items():
+        logger.info(f"{split}: {name}: {text}")
+    return pairs, {**counts, **pairs.notes}
 
 
 def make_batches(args, total: int) -> EpochBatches:

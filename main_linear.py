@@ -36,7 +36,7 @@ def main(args) -> None:
     out = Path(args.output_dir or f"runs/probe_{args.dataset}_{utils.folder_name(args.arch)}").expanduser().absolute()
     with lock.output_folder(out) as held:
         # The data.
-        entry = datasets.find_entry(args.catalog, args.dataset, args.root)
+        entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
         data = read_data(args, entry)
         probe = probes.choose(args, len(data["train"]))
         leaks = distributed.on_rank0(audit.probe_audit, entry, data["train"], data["test"], args.allow_leakage)
@@ -104,6 +104,8 @@ def read_split(args, entry: dict, split: str) -> datasets.Labelled:
     for reason in broken.values():
         logger.warning(f"left out: {reason}")
     data = data.without(set(broken)) if broken else data
+    for name, text in data.notes.items():
+        logger.info(f"{split}: {name}: {text}")
     counts = np.bincount(data.labels, minlength=len(data.classes))
     named = ", ".join(f"{count} {name}" for name, count in zip(data.classes, counts, strict=True))
     patients = f" of {len(set(data.patients))} patients" if data.patients else ""

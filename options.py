@@ -101,6 +101,7 @@ def add_data(parser, dataset, cache):
     add("--catalog", default=str(Path(__file__).with_name("dataset_catalog.json")), metavar="FILE")
     add("--root", metavar="FOLDER", help="where the data lies, instead of the catalog's path")
     add("--image-size", type=positive, metavar="PIXELS", help="default: the checkpoint's, the arch's or 224")
+    add("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"), help="of DICOM files (default: each file's own)")
     add(
         "--cache",
         default=cache,
@@ -287,6 +288,8 @@ def parse(parser, argv=None):
         args.objective, args.arch = method.lower(), SLIP_MODELS[size]
     if getattr(args, "objective", "") is None:
         args.objective = "slip"
+    if args.window is not None and not (max(map(abs, args.window)) < 1e6 and args.window[1] > 0):
+        parser.error("--window: two numbers, and a width of more than 0")
     if (args.image_size or 224) < 32:
         parser.error("--image-size: 32 pixels or more")
     if hasattr(args, "betas"):

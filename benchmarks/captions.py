@@ -102,7 +102,7 @@ def main() -> None:
         say(f"  {name:12s} {each:7.0f} ms a batch   {against} times as fast as 77")
 
     model.eval()
-    image = torch.randn(64, models.EMBED_DIM)
+    image = torch.randn(64, 512)
     with torch.no_grad():
         found = [
             losses.CLIPLoss()(

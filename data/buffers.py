@@ -67,7 +67,10 @@ class Strings:
 
 @dataclass
 class Choices:
-    """N strings that repeat, the i-th being `strings[which[i]]`: several captions may be of one image file."""
+    """N strings that repeat, the i-th being `strings[which[i]]`: several captions may be of one image file.
+
+    Where `which` is -1 there is none, and `get` gives None.
+    """
 
     strings: Strings
     which: np.ndarray  # (N,) int32
@@ -77,6 +80,20 @@ class Choices:
 
     def __getitem__(self, i: int) -> str:
         return self.strings[self.which[i]]
+
+    def get(self, i: int) -> str | None:
+        return self.strings[self.which[i]] if self.which[i] >= 0 else None
+
+    def take(self, keep: np.ndarray) -> "Choices":
+        """Those where `keep` (N,) is true."""
+        return Choices(self.strings, self.which[keep])
+
+    @classmethod
+    def of(cls, values: Iterable[str | None]) -> "Choices":
+        """From N strings or None; equal ones are kept once."""
+        numbers = {}
+        which = array("i", (-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values))
+        return cls(Strings(numbers), np.frombuffer(which, np.int32) if which else np.zeros(0, np.int32))
 
 
 def read_lines(path: Path, noun: str = "caption") -> tuple[Strings, Strings]:

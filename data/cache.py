@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import distributed
 import utils
-from data import images, lock
+from data import images, locations, lock
 from data.images import Picture
 from utils import InputError, logger
 
@@ -101,7 +101,7 @@ class Cache:
         if rows.dtype != ROW or rows.shape != (len(members),) or not lie_end_to_end(rows, end):
             return False
         known = zip(rows["bytes"].tolist(), rows["modified"].tolist(), strict=True)
-        if any(size_and_time(self.path(i)) != expected for i, expected in zip(members, known, strict=True)):
+        if any(locations.stamp(self.path(i)) != expected for i, expected in zip(members, known, strict=True)):
             return False
         self.rows[members.start : members.stop] = rows
         return True
@@ -130,7 +130,7 @@ class Cache:
                 for row, i in zip(rows, self.members(number), strict=True):
                     if stop.is_set():
                         raise InterruptedError
-                    known = size_and_time(self.path(i))  # before decoding: a file that changes now counts as changed
+                    known = locations.stamp(self.path(i))  # before decoding: a file that changes now counts as changed
                     image = images.read_image(self.path(i))
                     row["offset"], row["planes"] = file.tell(), len(image.getbands())
                     row["width"], row["height"] = image.size
@@ -160,15 +160,6 @@ def lie_end_to_end(rows: np.ndarray, end: int) -> bool:
         pixels, larger = pixels + shape.prod(axis=0) * (shape != larger).any(axis=0), shape
     ends = np.cumsum(pixels * rows["planes"])
     return bool((rows["offset"][1:] == ends[:-1]).all()) and rows["offset"][0] == 0 and ends[-1] == end
-
-
-def size_and_time(path: str) -> tuple[int, int]:
-    """A file's bytes and its time of change in ns; -1, -1 if there is no such file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 def estimate(path, n: int, sample: int = 200) -> int:

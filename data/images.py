@@ -1,4 +1,7 @@
-"""Decoding image files: gray ones to one plane, and those that cannot be read to an error that names the file."""
+"""Decoding images: gray ones to one plane, and those that cannot be read to an error that names the file.
+
+An image is named by its location, see locations.py; most are the path of a file.
+"""
 
 import itertools
 import os
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from data import locations
 from utils import InputError, logger
 
 warnings.filterwarnings("ignore", module="PIL")  # in all threads; what is wrong with a file is an InputError here
@@ -34,7 +38,7 @@ def as_picture(image: Image.Image) -> Picture:
 
 
 class Files:
-    """The pictures of n files. Once a JPEG is found to be gray, no worker decodes its colour any more."""
+    """The pictures at n locations. Once a JPEG is found to be gray, no worker decodes its colour any more."""
 
     def __init__(self, path: Callable[[int], str], n: int):
         self.path, self.n = path, n
@@ -50,15 +54,16 @@ class Files:
         return as_picture(image)
 
 
-def read_image(path: str, gray: bool = False) -> Image.Image:
-    """Decode a file to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file.
+def read_image(location: str, gray: bool = False) -> Image.Image:
+    """Decode an image to mode "L", or to "RGB" if its channels differ. Raises InputError naming the file.
 
-    `gray` means that the file is known to be gray: the colour of a JPEG is then not decoded.
+    `gray` means that the image is known to be gray: the colour of a JPEG is then not decoded.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # reading a named pipe would wait for its writer
+    path = locations.show(location)
+    if not locations.is_file(location) and os.path.exists(locations.split(location).path):
         raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
     try:
-        with Image.open(path) as image:
+        with Image.open(locations.source(location)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
                 raise Image.DecompressionBombError
             if gray:
@@ -76,14 +81,14 @@ def read_image(path: str, gray: bool = False) -> Image.Image:
         ) from None
 
 
-def read_small(path: str, size: int) -> Image.Image:
-    """Decode a file to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
+def read_small(location: str, size: int) -> Image.Image:
+    """Decode an image to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
     try:
-        with Image.open(path) as image:
+        with Image.open(locations.source(location)) as image:
             image.draft("L", (size, size))
             return to_gray_or_rgb(image).convert("L")
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError):
-        return read_image(path).convert("L")  # which raises InputError if it fails too
+        return read_image(location).convert("L")  # which raises InputError if it fails too
 
 
 def to_gray_or_rgb(image: Image.Image) -> Image.Image:
@@ -105,15 +110,12 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
     return green if same else image
 
 
-def looks_whole(path: str) -> bool:
-    """Whether a file starts and ends as a JPEG or PNG file does. False for all other formats."""
-    if not os.path.isfile(path):
+def looks_whole(location: str) -> bool:
+    """Whether an image starts and ends as a JPEG or PNG file does. False for all other formats."""
+    if not locations.is_file(location):
         return False
     try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            file.seek(-min(32, os.fstat(file.fileno()).st_size), os.SEEK_END)
-            end = file.read()
+        start, end = locations.ends(location)
     except OSError:
         return False
     if start[:3] == b"\xff\xd8\xff":
@@ -121,35 +123,35 @@ def looks_whole(path: str) -> bool:
     return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
 
 
-def unreadable(paths, decode: bool = False) -> dict[str, str]:
-    """{path: reason} of the files that are cut short or are no images.
+def unreadable(images, decode: bool = False) -> dict[str, str]:
+    """{location: reason} of the images that are cut short or are none.
 
-    A file is decoded if its start or end is not that of a JPEG or PNG file. With `decode` every file is, which also
+    An image is decoded if its start or end is not that of a JPEG or PNG file. With `decode` every one is, which also
     finds damage between start and end.
     """
 
-    def reason(path):
-        if not decode and looks_whole(path):
+    def reason(location):
+        if not decode and looks_whole(location):
             return None
         try:
-            read_image(path)
+            read_image(location)
         except InputError as error:
             return str(error)
         return None
 
-    found, paths = {}, iter(paths)
+    found, images = {}, iter(images)
     with ThreadPoolExecutor(16) as pool:
-        while some := list(dict.fromkeys(itertools.islice(paths, 65_536))):  # map would hold every path
-            found |= {path: why for path, why in zip(some, pool.map(reason, some), strict=True) if why}
+        while some := list(dict.fromkeys(itertools.islice(images, 65_536))):  # map would hold every location
+            found |= {location: why for location, why in zip(some, pool.map(reason, some), strict=True) if why}
     return found
 
 
-def broken_files(paths, skip: bool) -> dict[str, str]:
-    """{path: reason} of the files that --skip-broken (`skip`) leaves out, of which every one is then decoded.
+def broken_files(images, skip: bool) -> dict[str, str]:
+    """{location: reason} of the images that --skip-broken (`skip`) leaves out, of which every one is then decoded.
 
     Without it raises InputError if any is broken; the log names the first 20.
     """
-    broken = unreadable(paths, decode=skip)
+    broken = unreadable(images, decode=skip)
     if broken and not skip:
         for why in list(broken.values())[:20]:
             logger.info(why)

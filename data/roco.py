@@ -8,6 +8,7 @@ the PMC file name that `licences.txt` gives for the id.
 import itertools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +95,15 @@ def read_pairs(root, split: str = "train", metadata=None, subset: str = "all", o
     if not keep.all():
         missing = list(ids.take(~keep))
         ids, captions = (column.take(keep, reuse=True) for column in (ids, captions))
-        files.which = files.which[keep]
+        files = files.take(keep)
     counts |= {"pairs": len(ids), "without image": len(missing)}
     return Pairs(str(root), ids, files, captions, missing, counts)
 
 
 def roco_set(entry: dict, split: str, metadata=None, subset: str = "all", optional: bool = False) -> Pairs | None:
-    """A split of a catalog entry; see `read_pairs`."""
-    return read_pairs(entry["path"], split, metadata, subset, optional)
+    """A split of a catalog entry, with the articles of its pairs; see `read_pairs`."""
+    pairs = read_pairs(entry["path"], split, metadata, subset, optional)
+    return pairs and replace(pairs, articles=articles(pairs.root, pairs.ids))
 
 
 def find_files(ids: Strings, images: dict[str, str]) -> Choices:
@@ -173,10 +175,10 @@ def read_licences(path: Path) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) >= 2}
 
 
-def articles(root, ids) -> list[str | None]:
+def articles(root, ids) -> Choices | None:
     """The PubMed Central article (PMC4083729) of each ROCO id, by `licences.txt` or `dlinks.txt` of any split.
 
-    None for an id that neither names. Raises InputError for a file that cannot be read.
+    None if they name none. Raises InputError for a file that cannot be read.
     """
     found = {}
     for split, name in itertools.product(SPLITS, ("licences.txt", "dlinks.txt")):
@@ -191,7 +193,8 @@ def articles(root, ids) -> list[str | None]:
                         found.setdefault(key, match[0])
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    return [found.get(key) for key in ids]
+    named = Choices.of(map(found.get, ids))
+    return named if len(named.strings) else None
 
 
 def read_keywords(root: Path, splits) -> dict[str, str]:

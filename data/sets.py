@@ -2,18 +2,24 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from data import locations
 from data.buffers import Choices, Strings
 from data.images import Picture, as_picture, read_image, to_gray_or_rgb
 
 
 @dataclass
 class Pairs:
-    """Image-caption pairs. `files` are paths relative to `root`. What was left out is named: in `missing` the ids of
-    captions without an image, in `unreadable` the paths of images that cannot be read."""
+    """Image-caption pairs.
+
+    `files` are locations (locations.py) relative to `root`, without the `window` that all are shown with ("40/400", or
+    "" for each file's own). `articles` are the publications that the pairs are of, None where none is known. What was
+    left out is named: in `missing` the ids of captions without an image, in `unreadable` the images that cannot be
+    read. `notes` say how the set was made; they are logged and kept with the run.
+    """
 
     root: str
     ids: Strings
@@ -22,49 +28,69 @@ class Pairs:
     missing: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    articles: Choices | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    window: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def path(self, i: int) -> str:
-        return os.path.join(self.root, self.files[i])
+        """The location of pair i's image."""
+        return self.located(self.files[i])
+
+    def located(self, file: str) -> str:
+        return os.path.join(self.root, file) + (f"\0window={self.window}" if self.window else "")
 
     def paths(self) -> Iterator[str]:
-        """Every image file once."""
+        """The location of every image once."""
         for number in np.unique(self.files.which):
-            yield os.path.join(self.root, self.files.strings[number])
+            yield self.located(self.files.strings[number])
 
     def without(self, broken: set[str]) -> "Pairs":
-        """The pairs whose image file is not in `broken` (paths)."""
-        whole = np.array([os.path.join(self.root, file) not in broken for file in self.files.strings], bool)
+        """The pairs whose image is not in `broken` (locations)."""
+        whole = np.array([self.located(file) not in broken for file in self.files.strings], bool)
         keep = whole[self.files.which]
-        files = Choices(self.files.strings, self.files.which[keep])
-        return Pairs(
-            self.root, self.ids.take(keep), files, self.captions.take(keep), self.missing, self.counts, sorted(broken)
-        )
+        return replace(
+            self, ids=self.ids.take(keep), files=self.files.take(keep), captions=self.captions.take(keep),
+            articles=self.articles and self.articles.take(keep), unreadable=sorted(map(locations.show, broken)),
+        )  # fmt: skip
 
 
 @dataclass
 class Labelled:
-    """N labelled images. `labels` (N,) are numbers of `classes`; `patients` is None where the set names none; `fit` is
-    how an image is made square, see views.whole."""
+    """N labelled images of K classes.
+
+    `labels` (N,) are numbers of `classes`; or, if each image may have several findings (`multi`), they are (N, K)
+    float32 of 0, 1 or nan for unknown. `patients` is None where the set names none; `fit` is how an image is made
+    square, see views.whole; `notes` say how the set was made.
+    """
 
     ids: list[str]
     labels: np.ndarray
     classes: list[str]
     patients: list[str] | None
-    images: Sequence  # paths, or a torchvision dataset of (image, label)
+    images: Sequence  # locations (locations.py), or a torchvision dataset of (image, label)
     fit: str
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def multi(self) -> bool:
+        return self.labels.ndim == 2
 
     def __getitem__(self, i: int) -> Picture:
         image = self.images[i]
         return as_picture(read_image(image) if isinstance(image, str) else to_gray_or_rgb(image[0]))
 
+    def shown(self, window: str) -> "Labelled":
+        """The set with its images shown in a window, "40/400"."""
+        return replace(self, images=[f"{image}\0window={window}" for image in self.images])
+
     def without(self, broken: set[str]) -> "Labelled":
         keep = [i for i, image in enumerate(self.images) if not isinstance(image, str) or image not in broken]
         patients = [self.patients[i] for i in keep] if self.patients else None
         ids, images = [self.ids[i] for i in keep], [self.images[i] for i in keep]
-        return Labelled(ids, self.labels[keep], self.classes, patients, images, self.fit)
+        return replace(self, ids=ids, labels=self.labels[keep], patients=patients, images=images)

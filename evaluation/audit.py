@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data import cbis, images, roco
+from data import cbis, images
 from utils import InputError, logger
 
 HASH_ROWS = 20_000  # images above which their pairs are too many to compare
@@ -168,7 +168,7 @@ def show(found: dict) -> None:
         logger.info(f"audit: alike in {64 - pair['bits']} of 64 bits: {pair['train']} (train), {pair['test']} (test)")
 
 
-# ROCO
+# Articles
 
 
 @dataclass
@@ -192,10 +192,14 @@ def article_overlap(train, validation) -> Overlap:
     """The overlap of two splits of pairs (sets.Pairs), logged; `validation` may be None."""
     if validation is None:
         return Overlap([], None, {})
-    articles = roco.articles(validation.root, validation.ids)
-    disjoint, counts = shared_articles(articles, set(roco.articles(train.root, train.ids)))
+    articles = named_articles(validation)
+    disjoint, counts = shared_articles(articles, set(named_articles(train)))
     log_articles(counts)
     return Overlap(articles, disjoint if any(articles) else None, counts)
+
+
+def named_articles(pairs) -> list[str | None]:
+    return [pairs.articles.get(i) for i in range(len(pairs))] if pairs.articles else [None] * len(pairs)
 
 
 def shared_articles(
@@ -220,9 +224,7 @@ def shared_articles(
 
 def log_articles(counts: dict) -> None:
     if counts["validation_articles"] == 0:
-        logger.info(
-            "audit: no licences.txt or dlinks.txt names the pairs' articles: whether splits share some is unknown"
-        )
+        logger.info("audit: the data do not name the pairs' articles: whether splits share some is unknown")
         return
     share = 100 * counts["also_in_training"] / max(1, counts["validation_articles"])
     logger.info(

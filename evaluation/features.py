@@ -11,7 +11,7 @@ import checkpoints
 import distributed
 import models
 import utils
-from data import augment, views
+from data import augment, locations, views
 from data.batches import open_loader, rank_batches
 from training.progress import Progress
 from utils import InputError, Interrupted, logger
@@ -82,6 +82,7 @@ def identity(model, data, args, dtype, flips: bool) -> str:
     for tensor in model.state_dict().values():
         weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), weights)
     names = zlib.crc32("\n".join(data.ids).encode())
+    window = locations.split(data.images[0]).window if isinstance(data.images[0], str) else None
     settings = (
         args.arch,
         args.features,
@@ -92,6 +93,7 @@ def identity(model, data, args, dtype, flips: bool) -> str:
         data.fit,
         args.cache == "none",
         flips,
+        window,
     )
     return f"{weights:08x} {names:08x} {settings}"
 

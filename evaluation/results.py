@@ -44,9 +44,9 @@ def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks
 
 
 def fingerprint(data) -> dict:
-    """The number of cases, and a SHA-256 over their ids and labels."""
+    """The number of cases, a SHA-256 over their ids and labels, and how the set was made where that needs saying."""
     rows = "".join(f"{one}\t{data.classes[label]}\n" for one, label in zip(data.ids, data.labels, strict=True))
-    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest()}
+    return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest(), **data.notes}
 
 
 def hardest(test, probabilities: np.ndarray) -> list[dict]:

@@ -21,8 +21,8 @@ TEXTS = [
 
 
 def bert_tokenizer() -> BertTokenizerFast:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(97, 123)), *WORDS[3:]]
-    return BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(97, 123)), *WORDS]
+    return BertTokenizerFast(vocab={word: number for number, word in enumerate(dict.fromkeys(words))})
 
 
 def siglip_tokenizer() -> PreTrainedTokenizerFast:

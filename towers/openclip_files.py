@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import open_clip
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from transformers import AutoConfig
 
@@ -43,8 +43,8 @@ def from_hub(repository: str, names: tuple[str, ...], what: str) -> Path:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
     raise InputError(
-        f"{what}: no {names[-1]} in {repository} ({reason}): download the repository elsewhere, and give its folder as "
-        "open_clip:local-dir:FOLDER"
+        f"{what}: no {names[-1]} of {repository} ({reason}): fetch it elsewhere, into the hub's cache or a "
+        "folder that is given as open_clip:local-dir:FOLDER"
     )
 
 
@@ -219,4 +219,5 @@ def hugging_face_tokenizer(arch: str, name: str, folder: str | None, options: di
     except (OSError, ValueError):
         if not kind:
             raise
-        return hub.load(open_clip.tokenizer.HFTokenizer, place, **options)
+        files = hub.load(snapshot_download, place, allow_patterns=["*.json", "*.txt", "*.model"])
+        return open_clip.tokenizer.HFTokenizer(files, **options)

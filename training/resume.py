@@ -14,7 +14,7 @@ TAKEN = "arch normalize image_size text_model context_length".split()
 SAME = "arch objective text_model text_pooling normalize ssl_mlp_dim ssl_emb_dim image_size".split()
 WATCHED = (
     "lr lr_start lr_end warmup_epochs seed epochs wd betas eps clip_grad ssl_temp ssl_scale freeze_bn on_nonfinite "
-    "context_length dataset subset metadata cache"
+    "context_length dataset subset metadata cache window"
 ).split()
 
 

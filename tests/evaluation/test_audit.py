@@ -67,9 +67,11 @@ def test_articles(tmp_path):
         for n, article in ((5, 100), (6, 300), (7, 300))
     )
     (tmp_path / "validation" / "radiology" / "dlinks.txt").write_text(links)
-    ours = roco.articles(tmp_path, [f"ROCO_0000{n}" for n in (5, 6, 7, 8)])
+    named = roco.articles(tmp_path, [f"ROCO_0000{n}" for n in (5, 6, 7, 8)])
+    ours = [named.get(i) for i in range(4)]
     assert ours == ["PMC100", "PMC300", "PMC300", None]
-    disjoint, counts = audit.shared_articles(ours, set(roco.articles(tmp_path, ["ROCO_00001", "ROCO_00002"])))
+    assert roco.articles(tmp_path, ["ROCO_00008"]) is None
+    disjoint, counts = audit.shared_articles(ours, {"PMC100", "PMC200"})
     assert disjoint.tolist() == [False, True, True, False]
     assert counts["validation_articles"] == 2 and counts["also_in_training"] == 1 and counts["article_unknown"] == 1
 

@@ -8,11 +8,12 @@ import shlex
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
+from data import images
 from tools.plots import label
 from tools.report_page.figures import inline_svg, label_efficiency, probe_figures, training_figures
 from tools.report_page.tables import cell_words
+from utils import InputError
 
 
 def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: list[dict]) -> str:
@@ -42,16 +43,15 @@ def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: lis
     return environment.get_template("page.html.j2").render(contents)
 
 
-def thumbnail(path: str) -> str | None:
-    """An image at 224 pixels at most as a data URI; None where it cannot be opened."""
+def thumbnail(location: str) -> str | None:
+    """An image at 224 pixels at most as a data URI; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            image = image.convert("L" if image.mode in ("L", "I;16", "I") else "RGB")
-            image.thumbnail((224, 224))
-            data = io.BytesIO()
-            image.save(data, "JPEG", quality=80)
-    except (OSError, ValueError, SyntaxError):
+        image = images.read_image(location)
+    except InputError:
         return None
+    image.thumbnail((224, 224))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
