@@ -81,9 +81,11 @@ class SetAside:
 
 def set_aside(source) -> list[tuple[type, str]]:
     """The names in a file of torch.save that SETTINGS has, each with the class that stands for it."""
-    if not zipfile.is_zipfile(source):
+    if not zipfile.is_zipfile(source):  # the old format, in which Mammo-CLIP and GLoRIA have published nothing
         return []
     names = torch.serialization.get_unsafe_globals_in_checkpoint(source)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     return [(SetAside, name) for name in names if SETTINGS.fullmatch(name)]
 
 
