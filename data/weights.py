@@ -53,7 +53,7 @@ def read(path: str | Path) -> dict:
                 if members:
                     source = io.BytesIO(archive.read(members[0]))  # in memory: no path in the archive is written to
         # SLIP's checkpoints hold an argparse.Namespace, which is plain data. No other class is allowed.
-        allowed = [argparse.Namespace, *set_aside(source)]
+        allowed = [argparse.Namespace, *(set_aside(path) if source is path else ())]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols other than its own
             contents = torch.load(source, map_location="cpu", weights_only=True)
@@ -79,13 +79,11 @@ class SetAside:
         pass
 
 
-def set_aside(source) -> list[tuple[type, str]]:
+def set_aside(path: Path) -> list[tuple[type, str]]:
     """The names in a file of torch.save that SETTINGS has, each with the class that stands for it."""
-    if not zipfile.is_zipfile(source):  # the old format, in which Mammo-CLIP and GLoRIA have published nothing
+    if not zipfile.is_zipfile(path):  # torch's old format
         return []
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(source)
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     return [(SetAside, name) for name in names if SETTINGS.fullmatch(name)]
 
 
