@@ -243,7 +243,7 @@ def create_model(
     vocab_size: int | None = None,
     ssl_mlp_dim: int = 4096,
     ssl_emb_dim: int = 256,
-    image_size: int = 224,
+    image_size: int | None = None,
     published: dict | None = None,
     weights: tuple[dict, str] | None = None,
 ) -> MedSLIP:
@@ -254,13 +254,14 @@ def create_model(
     file or folder in any layout of checkpoints.py. `weights`, a checkpoint's contents and path, count before it.
     `loaded` of the model are the parts of it that have weights from there.
 
-    `text_model` defaults to Bio_ClinicalBERT. `published` is what a checkpoint's arguments say of a published model;
-    without it the source is asked. Raises InputError.
+    `text_model` defaults to Bio_ClinicalBERT, `image_size` to the published model's or 224. `published` is what a
+    checkpoint's arguments say of a published model; without it the source is asked. Raises InputError.
     """
     found, known = source(arch), None
     if found.published:
         known = Published(**published) if published else resolve(found.published)(arch, pretrained)
     asks = weights is None and is_published(pretrained)
+    image_size = image_size or (known.image_size if known else 224)
     if weights is None and (found.towers or not is_published(pretrained)) and pretrained != "none":
         weights = read_weights(arch, pretrained, known and known._asdict())
     with_text = objective is not None and OBJECTIVES[objective].text

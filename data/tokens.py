@@ -97,6 +97,8 @@ class PaddingTokenizer:
     `size` is what a text tower's vocabulary must have. Without `strip` the padding stays, for a tower that sees it.
     """
 
+    lazy_from = 200_000  # captions: they are cleaned, and perhaps tokenised too, in Python
+
     def __init__(self, tokenizer, pad_token_id: int, size: int, strip: bool):
         self.tokenizer, self.pad_token_id, self.size, self.strip = tokenizer, pad_token_id, size, strip
 
@@ -114,7 +116,7 @@ class PaddingTokenizer:
 class Tokens:
     """Token ids of N captions, start and end tokens included, in one array of 16 or 32 bits with N + 1 offsets.
 
-    LAZY_FROM captions or more are not tokenised beforehand, but batch by batch.
+    LAZY_FROM captions or more (of a slow tokenizer `lazy_from`) are not tokenised beforehand, but batch by batch.
     """
 
     def __init__(self, tokenizer, captions, context_length: int, pad_to: int | None = None, at_once: int = 8192):
@@ -122,7 +124,7 @@ class Tokens:
         caption of each of its chunks. `at_once` captions are tokenised together."""
         self.pad_id, self.pad_to = tokenizer.pad_token_id, pad_to
         self.tokenizer, self.captions, self.context_length = tokenizer, captions, context_length
-        self.lazy = len(captions) >= LAZY_FROM
+        self.lazy = len(captions) >= getattr(tokenizer, "lazy_from", LAZY_FROM)
         if self.lazy:
             return
         dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32

@@ -181,6 +181,8 @@ def tokenizer(arch: str, known: Published, kept: str | None) -> tuple:
             raise ValueError("it has no token for padding")
     except Exception as error:  # tokenizers and sentencepiece raise many kinds
         raise InputError(f"--arch {arch}: its tokenizer cannot be loaded: {one_line(error)}") from None
+    if not found.is_fast:
+        found.lazy_from = tokens.PaddingTokenizer.lazy_from
     return found, kept
 
 

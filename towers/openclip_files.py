@@ -63,28 +63,37 @@ def published(arch: str, pretrained: str | None) -> Published:
         contents = read_config(arch, path)
         model, shown, folder = contents["model_cfg"], contents.get("preprocess_cfg") or {}, path.parent
     else:
-        model, shown, folder = open_clip.get_model_config(name), tag_settings(arch, name, pretrained, tag), None
+        model, folder = open_clip.get_model_config(name), None
         if model is None:
             close = difflib.get_close_matches(name.lower(), [one.lower() for one in open_clip.list_models()], 4, 0.4)
             hint = [one for one in open_clip.list_models() if one.lower() in close]
             raise InputError(f"--arch {arch}: open_clip has no such model: it has {', '.join(hint or ['ViT-B-32'])}")
+        shown = tag_settings(arch, name, pretrained, tag)
     check(arch, model)
-    shown = merge_preprocess_dict(PreprocessCfg(), shown)
-    size, text = model["vision_cfg"].get("image_size", 224), model["text_cfg"]
-    sides = set(size) if isinstance(size, (list, tuple)) else {size}
-    if len(sides) > 1:
-        raise InputError(f"--arch {arch}: takes images of {size[0]} x {size[1]} pixels, and here they are square")
-    mean, std = ([one] * 3 if isinstance(one, (int, float)) else list(one) for one in (shown["mean"], shown["std"]))
-    fit = [shown["resize_mode"], "bilinear" if shown["interpolation"] == "bilinear" else "bicubic"]
-    return Published(
-        config={"model_cfg": model, "hf_config": text_config(text, folder)},
-        mean=mean,
-        std=std,
-        image_size=sides.pop(),
-        fit=" ".join(fit + ([str(shown["fill_color"])] if shown["fill_color"] else [])),
-        pretrained="published" if kind else "none",
-        context_length=text.get("context_length", 77),
-    )
+    try:
+        size, shown = model["vision_cfg"].get("image_size", 224), merge_preprocess_dict(PreprocessCfg(), shown)
+        width, height = size if isinstance(size, (list, tuple)) else (size, size)
+        mean, std = (
+            [float(one)] * 3 if isinstance(one, (int, float)) else [float(channel) for channel in one]
+            for one in (shown["mean"], shown["std"])
+        )
+        fit = [shown["resize_mode"], "bilinear" if shown["interpolation"] == "bilinear" else "bicubic"]
+        if len(mean) != 3 or len(std) != 3 or fit[0] not in ("shortest", "squash", "longest"):
+            raise ValueError("mean and std have three numbers, and resize_mode is shortest, squash or longest")
+        known = Published(
+            config={"model_cfg": model, "hf_config": text_config(model["text_cfg"], folder)},
+            mean=mean,
+            std=std,
+            image_size=int(width),
+            fit=" ".join([*fit, *([str(int(shown["fill_color"]))] if shown["fill_color"] else [])]),
+            pretrained="published" if kind else "none",
+            context_length=int(model["text_cfg"].get("context_length", 77)),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"--arch {arch}: its configuration cannot be used: {error}") from None
+    if width != height:
+        raise InputError(f"--arch {arch}: takes images of {width} x {height} pixels, and here they are square")
+    return known
 
 
 def read_config(arch: str, path: Path) -> dict:
@@ -165,7 +174,7 @@ def weights(arch: str, pretrained: str, known: Published) -> Path:
         return from_hub(repository, names, f"--pretrained {pretrained}")
     try:
         return Path(on_rank0(open_clip.download_pretrained_from_url, entry["url"]))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"--pretrained {pretrained}: {entry['url']} cannot be downloaded ({error}): fetch it elsewhere, and give "
             "its path to --pretrained"
@@ -197,8 +206,12 @@ def tokenizer(arch: str, known: Published, kept: str | None = None) -> tuple[Pad
             files = pack(Path(folder))
     except Exception as error:  # transformers, tokenizers and the hub raise a dozen kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"--arch {arch}: its tokenizer cannot be had: {reason}") from None
+        raise InputError(
+            f"--arch {arch}: its tokenizer cannot be had ({reason}): put its files into the model's folder"
+        ) from None
     inner = own.tokenizer
+    if inner.pad_token_id is None:
+        raise InputError(f"--arch {arch}: its tokenizer has no token for padding: name one in tokenizer_config.json")
     words = inner.backend_tokenizer.get_vocab(with_added_tokens=False) if inner.is_fast else inner.get_vocab()
     if len(words) <= len(inner.all_special_ids):  # transformers makes such of a folder without vocabulary
         raise InputError(
