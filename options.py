@@ -130,7 +130,8 @@ def add_model(parser):
         metavar="medclip|timm|open_clip:TAG|published|none|PATH",
         help="initial weights: MedCLIP's (downloaded), the published ones of timm and Hugging Face, open_clip's of a "
         "tag, those that a hub's or a folder's model comes with (published), none (random), or those of a file or "
-        "folder (default: medclip for medclip_*, published for hf:, hf-hub:, local-dir:, mammo_clip_* and gloria, else none)",
+        "folder (default: medclip for medclip_*, published for hf:, hf-hub:, local-dir:, mammo_clip_* and gloria, else "
+        "none)",
     )
     add(
         "--normalize",

@@ -111,25 +111,25 @@ def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def published_view(picture: Picture, size: int, mode: str, interpolation: str, *more: str) -> np.ndarray:
+def published_view(
+    picture: Picture, size: int, mode: str, interpolation: str, fill: str = "0", share: str = "1"
+) -> np.ndarray:
     """The view for evaluation that a published model's configuration asks for, to the pixel.
 
     `mode` "shortest": the shorter side is brought to `size`, and the middle is cut out (open_clip, timm); "middle": the
     same, the middle rounded as transformers does; "squash": both sides are; "longest": the longer side is, and what is
-    left of the square has the gray level `more`, 0 by default. Last in `more` may be the share of the side that is cut
-    out of a larger view.
+    left of the square has the gray level `fill`. With a `share` all this is done at `size` / `share`, and the middle is
+    cut out.
     """
     how = Image.BILINEAR if interpolation == "bilinear" else Image.BICUBIC
-    longest, numbers = mode == "longest", [float(one) for one in more]
-    share = dict(enumerate(numbers)).get(int(longest), 1)
-    target = math.floor(size / share + 1e-6)
+    longest, target = mode == "longest", math.floor(size / float(share) + 1e-6)
     side = max if longest else min  # the side that is to have `target` pixels
     level = next((one for one in reversed(picture.levels) if side(one.shape[:2]) >= target), picture.levels[0])
     image, sides = Image.fromarray(level), (picture.width, picture.height)
     if longest:
-        ratio, fill = max(sides) / target, int(numbers[0] if numbers else 0)
+        ratio = max(sides) / target
         image = image.resize([max(1, round(one / ratio)) for one in sides], how)
-        square = Image.new(image.mode, (target, target), fill if image.mode == "L" else (fill,) * 3)
+        square = Image.new(image.mode, (target, target), int(fill) if image.mode == "L" else (int(fill),) * 3)
         square.paste(image, ((target - image.width) // 2, (target - image.height) // 2))
         image = square
     else:

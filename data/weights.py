@@ -20,7 +20,7 @@ IN_A_FOLDER = (SAFE, f"{SAFE}.index.json", WEIGHTS)  # the first that is there i
 MAX_SWELLING = 100  # how much larger than its compressed form a zip's member may be: weights hardly compress
 # Classes of the settings that stand beside weights, of omegaconf and Lightning, and what those are made of.
 SETTINGS = re.compile(
-    r"(omegaconf|pytorch_lightning)\.[\w.]+|typing\.Any|collections\.defaultdict|pathlib\.PosixPath"
+    r"(omegaconf|pytorch_lightning)\.[\w.]+|typing\.Any|collections\.defaultdict"
     r"|builtins\.(dict|list|tuple|int|float|str|bool)"
 )
 

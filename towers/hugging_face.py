@@ -6,6 +6,7 @@ RAD-DINO has it (Pérez-García et al., Nature Machine Intelligence 2025).
 """
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -63,7 +64,7 @@ PREFIXES = {  # transformers' names of a whole model's parts: ours
 
 
 def name_of(arch: str) -> str:
-    return arch.partition(":")[2]
+    return os.path.expanduser(arch.partition(":")[2])
 
 
 def published(arch: str, pretrained: str | None) -> Published:
@@ -109,7 +110,7 @@ def view_of(shown, arch: str) -> tuple[int, str]:
             f"--arch {arch}: its preprocessor_config.json asks for images that are not resized to a square by bilinear "
             "or bicubic interpolation, scaled to 0 to 1 and normalised: such preprocessing is not known here"
         )
-    return side, f"{'middle' if resized.shortest_edge else 'squash'} {how} {side / short}"
+    return side, f"{'middle' if resized.shortest_edge else 'squash'} {how} 0 {side / short}"
 
 
 def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:

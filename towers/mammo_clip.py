@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from data import hub
@@ -84,12 +85,15 @@ class EfficientNet(nn.Module):
                 self.blocks.append(Block(ins, channels(outs), kernel, step, expansion, side, drop))
                 ins, side = channels(outs), math.ceil(side / step)
         self.conv_head, self.bn1 = Conv(ins, self.width, 1, bias=False), nn.BatchNorm2d(self.width, **NORM)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.recomputes = nn.Dropout(dropout), False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.recomputes = enable
 
     def forward(self, pixels):
         x = F.silu(self.bn0(self.conv_stem(pixels)))
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.recomputes and self.training else block(x)
         return self.dropout(F.silu(self.bn1(self.conv_head(x))).mean((2, 3)))
 
 

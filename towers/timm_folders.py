@@ -47,7 +47,7 @@ def published(arch: str, pretrained: str | None) -> Published:
         raise InputError(f"--arch {arch}: its config.json asks for images as are not known here: {shown}")
     arguments = {key: value for key, value in arguments.items() if value is not None}
     kept = {"name": name, "arguments": arguments, "fixed": bool(full.fixed_input_size)}
-    return Published(kept, mean, std, size, f"{mode} {how} {share}", "published")
+    return Published(kept, mean, std, size, f"{mode} {how} 0 {share}", "published")
 
 
 def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:

@@ -134,8 +134,11 @@ def test_no_network():
     assert "give its path as --pretrained" in str(error.value)
 
 
-def test_every_parameter_gets_a_gradient():
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_parameter_gets_a_gradient(recompute):
     model = models.create_model("mammo_clip_b2", "slip", text_model="tiny", ssl_mlp_dim=16, ssl_emb_dim=8)
+    if recompute:
+        model.checkpoint_gradients()
     ids = torch.randint(5, 100, (2, 9))
     out = model(torch.randn(2, 3, 64, 64), ids, torch.ones_like(ids), *[torch.randn(2, 3, 64, 64) for _ in range(2)])
     sum(value.sum() for value in out.values()).backward()
