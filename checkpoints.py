@@ -1,30 +1,26 @@
 """Checkpoint layouts: one table of all forms in which these weights are published or saved, and one loader for them.
 
 A layout says how its files are recognised, how their keys are renamed to the model's, which keys are ignored on
-purpose, and which parts of the model they must fill. Everything is read with `torch.load(weights_only=True)`, so that
-no file can run code.
+purpose, and which parts of the model they must fill. data/weights.py reads them, so that no file can run code.
 """
 
-import argparse
-import io
 import re
 import urllib.error
 import urllib.request
-import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
+from data.weights import check_archive as check_archive
+from data.weights import first_keys
+from data.weights import read as read
 from distributed import on_rank0
 from utils import InputError, atomic_file, logger
 
 MEDCLIP_URL = "https://storage.googleapis.com/pytrial/"
 MEDCLIP_ZIPS = {"medclip_vit": "medclip-vit-pretrained.zip", "medclip_resnet": "medclip-pretrained.zip"}
-WEIGHTS = "pytorch_model.bin"
-MAX_SWELLING = 100  # how much larger than its compressed form a zip's member may be: weights hardly compress
 
 MEDCLIP_RENAMES = (
     (r"^vision_model\.model\.fc\.", "image_projection."),
@@ -72,7 +68,31 @@ class Layout:
 
 
 LAYOUTS = (  # the first whose marker is found is taken
+    Layout(
+        "Mammo-CLIP",
+        "image_encoder._conv_stem.",
+        (
+            (r"^image_encoder\._blocks\.(\d+)\._", r"image_encoder.blocks.\1."),
+            (r"^image_encoder\._", "image_encoder."),
+            (r"^text_encoder\.text_encoder\.", "text_encoder."),
+            (r"^(image|text)_projection\.projection\.", r"\1_projection."),
+        ),
+        ("image_encoder", "image_projection", "text_encoder", "text_projection", "logit_scale"),
+    ),
+    Layout(
+        "GLoRIA",
+        "gloria.img_encoder.",
+        (
+            (r"^gloria\.img_encoder\.model\.", "image_encoder."),
+            (r"^gloria\.img_encoder\.global_embedder\.", "image_projection."),
+            (r"^gloria\.text_encoder\.model\.", "text_encoder."),
+        ),
+        ("image_encoder", "image_projection", "text_encoder"),
+        ("gloria.img_encoder.local_embedder.",),  # of regions, which are compared with words
+    ),
     Layout("MedSLIP", "image_encoder.", (), ("image_encoder", "image_projection")),
+    # What a source of towers has read by itself. An image tower may come without a projection.
+    Layout("published", "published.", ((r"^published\.", ""),), ("image_encoder",)),
     Layout(
         "first MedSLIP code",
         "MedCLIP_model.",
@@ -140,58 +160,13 @@ CANONICAL = tuple(  # transformers renamed Swin's and BERT's modules over the ye
 )
 # Keys that a file may have or lack: integer buffers, which some releases save and others compute, and BERT's pooler.
 DROPPABLE = re.compile(r"(relative_position_index|position_ids|token_type_ids|num_batches_tracked)$|\.pooler\.dense\.")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 
 
 def canonical(key: str) -> str:
     for pattern, new in CANONICAL:
         key = pattern.sub(new, key)
     return key
-
-
-def read(path: str | Path) -> dict:
-    """The contents of a checkpoint: a folder or zip with `pytorch_model.bin`, a file that torch.save wrote, or one of
-    safetensors.
-
-    Raises InputError if there is no such file, or if it is damaged, holds no dict, or could run code.
-    """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        path = path / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    source = path
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                check_archive(archive)
-                # A file of torch.save is a zip archive too. MedCLIP's is an archive with such a file in it.
-                members = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == WEIGHTS]
-                if members:
-                    source = io.BytesIO(archive.read(members[0]))  # in memory: no path in the archive is written to
-        # SLIP's checkpoints hold an argparse.Namespace, which is plain data. No other class is allowed.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols other than its own
-            contents = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch raise errors of many kinds
-        unsafe = "Unsupported global" in str(error) or "weights_only" in str(error)
-        what = "holds more than weights, which could run code" if unsafe else "is damaged or not a checkpoint"
-        raise InputError(f"{path}: {what}; it was not loaded. Give a state dict saved by torch.save") from None
-    if not isinstance(contents, dict):
-        raise InputError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
-    return contents
-
-
-def check_archive(archive: zipfile.ZipFile) -> None:
-    """Verify the CRC-32 of every member, as torch.load does not, and refuse one that would unpack to far more than its
-    size. Raises BadZipFile."""
-    for member in archive.infolist():
-        if member.file_size > max(MAX_SWELLING * member.compress_size, 1 << 26):
-            raise zipfile.BadZipFile(f"{member.filename} would swell to {member.file_size:,} bytes")
-    damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} is altered")
 
 
 def own_arguments(contents: dict) -> dict | None:
@@ -235,13 +210,6 @@ def translate(contents: dict, path) -> tuple[Layout, dict[str, torch.Tensor]]:
     return layout, translated
 
 
-def first_keys(keys) -> str:
-    keys = sorted(keys)
-    return ", ".join(repr(key)[1:-1][:120] for key in keys[:6]) + (
-        f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-    )
-
-
 def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -> set[str]:
     """Copy a checkpoint of any known layout into `model` (a models.MedSLIP) -> the parts of it that were loaded, those
     without weights among them.
@@ -282,6 +250,10 @@ def load_weights(model: torch.nn.Module, contents: dict, path, arch: str = "") -
         raise InputError(
             f"{path} ({layout.name} layout) does not fit {asked}, is it another one? {'; '.join(problems)}"
         )
+    strange = [key for key, value in matched.items() if value.dtype not in DTYPES]
+    if strange:
+        kind = matched[strange[0]].dtype
+        raise InputError(f"{path}: {first_keys(strange)}: of {kind}, which is not loaded: save them as float32")
     broken = [key for key, value in matched.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise InputError(f"{path}: not finite: {first_keys(broken)}")

@@ -176,7 +176,8 @@ def make_tokens(args, tokenizer, pairs):
     """The captions' token ids; None where there is no text tower."""
     if tokenizer is None:
         return None
-    pad_to = args.context_length if args.text_pooling == "padded" else None
+    padded = args.text_pooling == "padded" or (args.published or {}).get("padded")
+    pad_to = args.context_length if padded else None
     return Tokens(tokenizer, pairs.captions, args.context_length, pad_to)
 
 
@@ -187,7 +188,7 @@ def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
     """-> the tokenizer, and its serialised form if checkpoints keep it. None, None where there is no text tower."""
     if not options.OBJECTIVES[args.objective].text:
         return None, None
-    if models.source(args.arch).tokenizer:
+    if models.brings_text(args.published):
         return models.own_tokenizer(args.arch, args.published, resumed and resumed.get("tokenizer"))
     if args.text_model != "tiny":
         return load_tokenizer(args.text_model), None

@@ -85,8 +85,7 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
         args.published = saved.get("published")
     models.settle_defaults(args)
     if args.pretrained == "medclip" or (models.source(args.arch).weights and models.is_published(args.pretrained)):
-        path = models.weights_path(args.arch, args.pretrained, args.published)
-        contents = checkpoints.read(path)
+        contents, path = models.read_weights(args.arch, args.pretrained, args.published)
     return contents, path
 
 

@@ -30,7 +30,9 @@ class Source(NamedTuple):
     encoder: str | None = None  # see `image_encoder` for what it takes and gives
     mean_std: str | None = None  # an arch -> what its published weights were trained with, see `mean_std`
     published: str | None = None  # (arch, --pretrained or None) -> towers.parts.Published
-    weights: str | None = None  # (arch, --pretrained, Published) -> the path of the weights that it publishes
+    # (arch, --pretrained, Published) -> the path of the weights that it publishes, or a dict of them, by our names
+    # after "published.", and what they are called
+    weights: str | None = None
     towers: str | None = None  # (arch, Published, whether text is needed, a state dict or None) -> towers.parts.Towers
     tokenizer: str | None = None  # (arch, Published, what it returned before or None) -> tokenizer, a text to keep
 
@@ -43,6 +45,31 @@ SOURCES = {  # a name of --arch, or all of it up to a colon, with that; docs/EXT
         tokenizer="towers.openclip_files:tokenizer",
     ),
     "medclip_vit": Source("towers.swin:swin_encoder"),
+    "hf:": Source(
+        published="towers.hugging_face:published",
+        weights="towers.hugging_face:weights",
+        towers="towers.hugging_face:towers",
+        tokenizer="towers.hugging_face:tokenizer",
+    ),
+    **dict.fromkeys(
+        ("hf-hub:", "local-dir:"),  # as timm spells them
+        Source(
+            published="towers.timm_folders:published",
+            weights="towers.timm_folders:weights",
+            towers="towers.timm_folders:towers",
+        ),
+    ),
+    "gloria": Source(
+        published="towers.gloria:published", weights="towers.gloria:weights", towers="towers.gloria:towers"
+    ),
+    **dict.fromkeys(
+        ("mammo_clip_b2", "mammo_clip_b5"),
+        Source(
+            published="towers.mammo_clip:published",
+            weights="towers.mammo_clip:weights",
+            towers="towers.mammo_clip:towers",
+        ),
+    ),
     "": Source("towers.timm_encoders:timm_encoder", "towers.timm_encoders:timm_mean_std"),  # every other name
 }
 
@@ -88,10 +115,10 @@ class MedSLIP(nn.Module):
         self.locked = []
         self.frozen_norms = False
         self.image_encoder = towers.image.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
-        self.image_projection = towers.image_projection or nn.Linear(towers.width, towers.embed_dim, bias=False)
+        self.image_projection = towers.image_projection or nn.Linear(towers.width, towers.embed_dim, towers.bias)
         if towers.text is not None:
             self.text_encoder = towers.text
-            self.text_projection = towers.text_projection or nn.Linear(towers.text_width, towers.embed_dim, bias=False)
+            self.text_projection = towers.text_projection or nn.Linear(towers.text_width, towers.embed_dim, towers.bias)
             self.logit_scale = nn.Parameter(torch.tensor(towers.logit_scale))
             if towers.logit_bias is not None:  # given to the losses; none of this project's has a use for it
                 self.register_buffer("logit_bias", torch.tensor(towers.logit_bias))
@@ -233,10 +260,10 @@ def create_model(
     found, known = source(arch), None
     if found.published:
         known = Published(**published) if published else resolve(found.published)(arch, pretrained)
+    asks = weights is None and is_published(pretrained)
     image_size = image_size or (known.image_size if known else 224)
     if weights is None and (found.towers or not is_published(pretrained)) and pretrained != "none":
-        path = weights_path(arch, pretrained, known and known._asdict())
-        weights = checkpoints.read(path), path
+        weights = read_weights(arch, pretrained, known and known._asdict())
     with_text = objective is not None and OBJECTIVES[objective].text
     if found.towers:
         state = checkpoints.translate(*weights)[1] if weights else None
@@ -247,14 +274,21 @@ def create_model(
                 "not of one model"
             )
     else:
-        image, width = image_encoder(arch, is_published(pretrained), image_size)
+        image, width = image_encoder(arch, asks, image_size)
         towers = Towers(image, width)
-        if with_text:
-            text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, is_published(pretrained))
-            towers = towers._replace(
-                text=text, text_width=text.config.hidden_size, text_pooling=text_pooling,
-                vocab_size=text.config.vocab_size, positions=getattr(text.config, "max_position_embeddings", None),
-            )  # fmt: skip
+    if with_text and towers.text is None:
+        if towers.text_pooling and text_pooling != "masked":
+            raise InputError(f"--text-pooling {text_pooling}: --arch {arch} has one of its own, leave it out")
+        text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, asks)
+        if isinstance(towers.text_projection, nn.Identity) and text.config.hidden_size != towers.embed_dim:
+            raise InputError(
+                f"--text-model {text_model}: {text.config.hidden_size} wide, and --arch {arch}, which does not project "
+                f"texts, needs {towers.embed_dim}"
+            )
+        towers = towers._replace(
+            text=text, text_width=text.config.hidden_size, text_pooling=towers.text_pooling or text_pooling,
+            vocab_size=text.config.vocab_size, positions=getattr(text.config, "max_position_embeddings", None),
+        )  # fmt: skip
     with_views = objective is not None and OBJECTIVES[objective].views
     model = MedSLIP(towers, (ssl_mlp_dim, ssl_emb_dim) if with_views else None)
     # A checkpoint of main.py has weights for the images of its run, published ones for those of their own size.
@@ -274,13 +308,14 @@ def is_published(pretrained: str) -> bool:
     return pretrained in ("published", "timm") or (bool(colon) and prefix + colon in SOURCES)
 
 
-def weights_path(arch: str, pretrained: str, published: dict | None):
-    """The file or folder of --pretrained, downloaded if need be. Raises InputError."""
+def read_weights(arch: str, pretrained: str, published: dict | None) -> tuple[dict, str]:
+    """The contents of --pretrained, downloaded if need be, and the path or name that they go by. Raises InputError."""
+    path = pretrained
     if pretrained == "medclip":
-        return checkpoints.download_medclip(arch)
-    if is_published(pretrained):
-        return resolve(source(arch).weights)(arch, pretrained, Published(**published))
-    return pretrained
+        path = checkpoints.download_medclip(arch)
+    elif is_published(pretrained):
+        path = resolve(source(arch).weights)(arch, pretrained, Published(**published))
+    return path if isinstance(path, tuple) else (checkpoints.read(path), path)
 
 
 def published_text(text_model: str, objective: str) -> str:
@@ -322,8 +357,12 @@ def own_tokenizer(arch: str, published: dict | None, kept: str | None = None):
 
     `kept` is that text, of the checkpoint to go on with. Raises InputError.
     """
-    made = source(arch).tokenizer
-    return resolve(made)(arch, Published(**published), kept) if made else None
+    return resolve(source(arch).tokenizer)(arch, Published(**published), kept) if brings_text(published) else None
+
+
+def brings_text(published: dict | None) -> bool:
+    """Whether a published model has a text tower of its own, and a tokenizer."""
+    return bool(published and published["context_length"])
 
 
 def settle_defaults(args) -> None:
@@ -337,7 +376,8 @@ def settle_defaults(args) -> None:
     if found and not args.published:
         args.published = resolve(found)(args.arch, args.pretrained)._asdict()
     known = Published(**args.published) if args.published else None
-    if known and (getattr(args, "text_model", None) or getattr(args, "text_pooling", "masked") != "masked"):
+    with_text = brings_text(args.published)
+    if with_text and (getattr(args, "text_model", None) or getattr(args, "text_pooling", "masked") != "masked"):
         raise InputError(f"--arch {args.arch} has a text tower of its own: leave out --text-model and --text-pooling")
     args.image_size = args.image_size or (known.image_size if known else 224)
     args.pretrained = args.pretrained or (
@@ -349,7 +389,7 @@ def settle_defaults(args) -> None:
     args.normalize = args.normalize or default_normalize(args.arch, args.pretrained)
     if hasattr(args, "context_length"):
         args.context_length = args.context_length or (known and known.context_length) or 77
-        if not known:
+        if not with_text:
             args.text_model = args.text_model or BIO_CLINICAL_BERT
 
 

@@ -121,7 +121,8 @@ def add_model(parser):
     add(
         "-a",
         "--arch",
-        help="medclip_vit, medclip_resnet, any timm name, or open_clip:NAME, open_clip:hf-hub:ORG/REPO, "
+        help="medclip_vit, medclip_resnet, mammo_clip_b5, mammo_clip_b2, gloria, any timm name, timm's hf-hub:ORG/NAME "
+        "and local-dir:FOLDER, hf:NAME_OR_FOLDER of transformers, or open_clip:NAME, open_clip:hf-hub:ORG/REPO, "
         "open_clip:local-dir:FOLDER (default: medclip_vit, or the checkpoint's)",
     )
     add(
@@ -129,7 +130,8 @@ def add_model(parser):
         metavar="medclip|timm|open_clip:TAG|published|none|PATH",
         help="initial weights: MedCLIP's (downloaded), the published ones of timm and Hugging Face, open_clip's of a "
         "tag, those that a hub's or a folder's model comes with (published), none (random), or those of a file or "
-        "folder (default: medclip for medclip_*, published for hf-hub: and local-dir:, else none)",
+        "folder (default: medclip for medclip_*, published for hf:, hf-hub:, local-dir:, mammo_clip_* and gloria, else "
+        "none)",
     )
     add(
         "--normalize",
@@ -175,7 +177,7 @@ def train_parser() -> Parser:
     add(
         "--text-model",
         help="a Hugging Face name or folder, a vocab.txt for Bio_ClinicalBERT's layers, or tiny (default: "
-        f"{BIO_CLINICAL_BERT}; an open_clip model has its own)",
+        f"{BIO_CLINICAL_BERT}; open_clip's, CLIP and SigLIP models have their own)",
     )
     pooling = "mean over the real tokens, or over padding too as MedCLIP"
     add("--text-pooling", choices=("masked", "padded"), default="masked", help=pooling)

@@ -26,6 +26,11 @@ class InputError(ValueError):
     """Something that a user gave is wrong. The scripts print it as one line and exit with code 2 (run_script)."""
 
 
+def one_line(error: BaseException) -> str:
+    """What another library's error says, on one line of 300 characters at most."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class Interrupted(Exception):
     """A signal ended the run, after its state was saved. `signals` are all that came, on any rank."""
 

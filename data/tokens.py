@@ -1,5 +1,6 @@
 """Tokenizers, and captions tokenised once into packed arrays."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,17 @@ def from_json(serialised: str):
         raise InputError(f"the checkpoint's tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def pack(folder: Path) -> str:
+    """The files of a folder, of which a tokenizer saved itself there, as one text that a checkpoint can keep."""
+    return json.dumps({path.name: path.read_bytes().decode("latin-1") for path in sorted(folder.iterdir())})
+
+
+def unpack(text: str, folder: Path) -> None:
+    """Write the files that `pack` made a text of. Raises ValueError or AttributeError for another text."""
+    for name, contents in json.loads(text).items():
+        (folder / Path(name).name).write_bytes(contents.encode("latin-1"))
 
 
 def load_tokenizer(text_model: str):

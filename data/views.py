@@ -111,26 +111,32 @@ def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def published_view(picture: Picture, size: int, mode: str, interpolation: str, fill: str = "0") -> np.ndarray:
-    """open_clip's view for evaluation (its image_transform, to the pixel).
+def published_view(
+    picture: Picture, size: int, mode: str, interpolation: str, fill: str = "0", share: str = "1"
+) -> np.ndarray:
+    """The view for evaluation that a published model's configuration asks for, to the pixel.
 
-    `mode` "shortest": the shorter side is brought to `size`, and the middle is cut out; "squash": both sides are;
-    "longest": the longer side is, and what is left of the square has the gray level `fill`.
+    `mode` "shortest": the shorter side is brought to `size`, and the middle is cut out (open_clip, timm); "middle": the
+    same, the middle rounded as transformers does; "squash": both sides are; "longest": the longer side is, and what is
+    left of the square has the gray level `fill`. With a `share` all this is done at `size` / `share`, and the middle is
+    cut out.
     """
     how = Image.BILINEAR if interpolation == "bilinear" else Image.BICUBIC
-    side = max if mode == "longest" else min  # the side that is to have `size` pixels
-    level = next((one for one in reversed(picture.levels) if side(one.shape[:2]) >= size), picture.levels[0])
+    longest, target = mode == "longest", math.floor(size / float(share) + 1e-6)
+    side = max if longest else min  # the side that is to have `target` pixels
+    level = next((one for one in reversed(picture.levels) if side(one.shape[:2]) >= target), picture.levels[0])
     image, sides = Image.fromarray(level), (picture.width, picture.height)
-    if mode == "squash":
-        return np.asarray(image.resize((size, size), how))
-    if mode == "longest":
-        ratio = max(sides) / size
+    if longest:
+        ratio = max(sides) / target
         image = image.resize([max(1, round(one / ratio)) for one in sides], how)
-        square = Image.new(image.mode, (size, size), int(fill) if image.mode == "L" else (int(fill),) * 3)
-        square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-        return np.asarray(square)
-    image = image.resize([int(size * one / min(sides)) for one in sides], how)
-    left, top = (round((one - size) / 2) for one in image.size)
+        square = Image.new(image.mode, (target, target), int(fill) if image.mode == "L" else (int(fill),) * 3)
+        square.paste(image, ((target - image.width) // 2, (target - image.height) // 2))
+        image = square
+    else:
+        image = image.resize(
+            [target] * 2 if mode == "squash" else [int(target * one / min(sides)) for one in sides], how
+        )
+    left, top = ((int if mode == "middle" else round)((one - size) / 2) for one in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

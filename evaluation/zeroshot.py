@@ -37,7 +37,7 @@ class ZeroShot(Probe):
             )
         args.text_model = args.text_model or saved.get("text_model")
         serialised = contents.get("tokenizer")
-        if models.source(args.arch).tokenizer:
+        if models.brings_text(args.published):
             self.tokenizer, _ = models.own_tokenizer(args.arch, args.published, serialised)
         else:
             name = args.text_model or models.BIO_CLINICAL_BERT
@@ -83,7 +83,7 @@ class ZeroShot(Probe):
         model, length = self.model, self.context_length
         device = model.logit_scale.device
         dtype = utils.amp_dtype(args.amp, device)
-        pad_to = length if model.text_pooling == "padded" else None
+        pad_to = length if model.text_pooling == "padded" or (args.published or {}).get("padded") else None
         means = []
         for some in self.prompts:
             batch = Tokens(self.tokenizer, some, length, pad_to).batch(range(len(some)))

@@ -12,7 +12,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from transformers import AutoConfig
 
 from data import hub
-from data.tokens import PaddingTokenizer
+from data.tokens import PaddingTokenizer, pack, unpack
 from distributed import on_rank0
 from towers.openclip import POOLERS
 from towers.parts import Published
@@ -200,11 +200,10 @@ def tokenizer(arch: str, known: Published, kept: str | None = None) -> tuple[Pad
     options = {"context_length": length, "tokenizer_mode": text.get("tokenizer_mode"), **(options or {})}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for file, contents in json.loads(kept or "{}").items():
-                (Path(folder) / Path(file).name).write_text(contents, encoding="utf-8")
+            unpack(kept or "{}", Path(folder))
             own = hugging_face_tokenizer(arch, name, folder if kept else None, options)
             own.save_pretrained(folder)
-            files = {one.name: one.read_text(encoding="utf-8") for one in sorted(Path(folder).iterdir())}
+            files = pack(Path(folder))
     except Exception as error:  # transformers, tokenizers and the hub raise a dozen kinds
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
@@ -219,7 +218,7 @@ def tokenizer(arch: str, known: Published, kept: str | None = None) -> tuple[Pad
             f"--arch {arch}: its tokenizer has no vocabulary: put tokenizer.json or vocab.txt into its folder"
         )
     size = max([*words.values(), *inner.all_special_ids]) + 1
-    return PaddingTokenizer(own, inner.pad_token_id, size, strip), json.dumps(files)
+    return PaddingTokenizer(own, inner.pad_token_id, size, strip), files
 
 
 def hugging_face_tokenizer(arch: str, name: str, folder: str | None, options: dict):

@@ -24,6 +24,7 @@ class Published(NamedTuple):
     fit: str  # the view for evaluation, see data.views.whole
     pretrained: str  # what --pretrained is if it is not given
     context_length: int | None = None  # tokens; None without a text tower
+    padded: bool = False  # whether captions are padded to the context length always, because padding takes part
 
 
 class Towers(NamedTuple):
@@ -33,11 +34,12 @@ class Towers(NamedTuple):
     width: int
     text: nn.Module | None = None  # see POOLINGS for its call
     text_width: int = 0
-    text_pooling: str = "masked"  # a name in POOLINGS
+    text_pooling: str | None = None  # a name in POOLINGS; None: what --text-pooling says
     vocab_size: int = 0  # of the text tower
     positions: int | None = None  # the most tokens that it takes; None: any number
     image_projection: nn.Module | None = None  # (B, width) -> (B, embed_dim)
     text_projection: nn.Module | None = None
+    bias: bool = False  # whether the projections that MedSLIP makes have one
     embed_dim: int = EMBED_DIM
     logit_scale: float = LOGIT_SCALE  # its logarithm
     logit_bias: float | None = None  # SigLIP's, if it has one
@@ -60,11 +62,25 @@ def mean_of_tokens(text: nn.Module, input_ids, mask) -> torch.Tensor:
     return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
 
 
+def end_token(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    tokens = text(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(dim=1) - 1]
+
+
+def mean_of_last_four(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    tokens = states[-4] + states[-3] + states[-2] + states[-1]
+    counted = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
+
+
 POOLINGS = {  # name: (text encoder, input_ids (B, T), attention_mask (B, T)) -> (B, hidden)
     "masked": lambda text, ids, mask: mean_of_layers(text, ids, mask, mask),  # this project's, over the real tokens
     "padded": lambda text, ids, mask: mean_of_layers(text, ids, mask, None),  # MedCLIP's own, padding included
     "cls": lambda text, ids, mask: text(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0],
     "mean": mean_of_tokens,
+    "end": end_token,  # Mammo-CLIP's
+    "last_four": mean_of_last_four,  # GLoRIA's
     "pooler": lambda text, ids, mask: text(input_ids=ids, attention_mask=mask).pooler_output,
     "own": lambda text, ids, mask: text(ids),  # the tower pools, and knows its padding
 }

@@ -4,6 +4,7 @@ import torch
 
 import checkpoints
 import models
+from data.weights import WEIGHTS
 from options import BIO_CLINICAL_BERT
 from towers.text import BERT_CONFIGS
 from utils import InputError, logger, save_tensors
@@ -31,7 +32,7 @@ def write(model: models.MedSLIP, saved: dict, folder):
         raise InputError(f"--to medclip: its text tower is Bio_ClinicalBERT, not --text-model {saved['text_model']}")
     if saved["text_pooling"] == "masked":
         logger.warning("MedCLIP's own mean over a caption counts its padding, which this run did not: leave none there")
-    save_tensors(published(model.state_dict(), arch), folder / checkpoints.WEIGHTS)
+    save_tensors(published(model.state_dict(), arch), folder / WEIGHTS)
     again = models.create_model(arch, "clip", str(folder), None, saved["text_pooling"], image_size=saved["image_size"])
     again.eval()
     return lambda given: {
