@@ -50,7 +50,7 @@ TYPES = {  # docs/EXTENDING.md adds one
         ("path",),
         (
             "train validation test image caption label labels id patient article split keywords images share seed "
-            "uncertain blank"
+            "uncertain blank fit"
         ).split(),
     ),
     "rocov2": Type("data.rocov2:rocov2_set", None, ("path",)),

@@ -24,11 +24,12 @@ class Strings:
     def __init__(self, strings: Iterable[str] = ()):
         self.buffer, self.offsets = bytearray(), array("q", [0])
         for string in strings:
-            self.append(string)
+            self.buffer += string.encode("utf-8")
+            self.offsets.append(len(self.buffer))
 
-    def append(self, string: str) -> None:
-        self.buffer += string.encode("utf-8")
-        self.offsets.append(len(self.buffer))
+    def add(self, strings: list[str]) -> None:
+        encoded = [string.encode("utf-8") for string in strings]
+        self.extend(b"".join(encoded), np.fromiter(map(len, encoded), np.int64, len(encoded)))
 
     def extend(self, contents: bytes, lengths: np.ndarray) -> None:
         """Add the strings that lie end to end in `contents` (UTF-8); `lengths` are their bytes (int64)."""
@@ -110,9 +111,8 @@ def read_lines(path: Path, noun: str = "caption") -> tuple[Strings, Strings]:
             while failure is None and (block := file.read(BLOCK) + file.readline()):
                 keys, captions, failure = split_lines(block, path, len(ids))
                 hashes.append(np.fromiter(map(hash, keys), np.int64, len(keys)))
-                for column, strings in ((ids, keys), (texts, captions)):
-                    encoded = [string.encode("utf-8") for string in strings]
-                    column.extend(b"".join(encoded), np.fromiter(map(len, encoded), np.int64, len(encoded)))
+                ids.add(keys)
+                texts.add(captions)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if hashes:

@@ -52,7 +52,7 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 def image_field(kind: pa.DataType) -> str | None:
-    """Where the bytes of a column of this type are: "" the column itself, or the struct's field; None: it holds none."""
+    """The field of a struct that holds an image's bytes; "" for a column of bytes, None for one of another type."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return "bytes"
     return "" if is_binary(kind) else None

@@ -3,7 +3,7 @@
 Layout (Rueckert et al., Sci Data 2024, doi 10.1038/s41597-024-03496-6; Zenodo 10821435):
 
     ROOT/{train,valid,test}_captions.csv                       ID, Caption
-    ROOT/{train,valid,test}_concepts.csv, _concepts_manual.csv ID, CUIs, of which a row may have several: C0040405;C0817096
+    ROOT/{train,valid,test}_concepts.csv, _concepts_manual.csv ID, CUIs ("C0040405;C0817096")
     ROOT/cui_mapping.csv                                       CUI, Canonical name
     ROOT/license_information.csv                               ID, PMCID and others
     ROOT/train/ROCOv2_2023_train_000001.jpg                    or train_images/train/ or train_images/
@@ -67,7 +67,7 @@ def read_columns(path: str, *columns: str):
     for column in columns:
         if column.lower() not in names:
             raise InputError(
-                f"{path}: no column '{column}', only {', '.join(names)[:600]}: take it from the archive again"
+                f"{path}: no column '{column}', only {', '.join(names.values())[:600]}: take it from the archive again"
             )
     for block in table_files.read(path, [names[column.lower()] for column in columns]):
         yield from zip(*(map(table_files.line, cells) for cells in block), strict=True)

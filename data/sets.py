@@ -9,6 +9,9 @@ import numpy as np
 from data import locations
 from data.buffers import Choices, Strings
 from data.images import Picture, as_picture, read_image, to_gray_or_rgb
+from utils import InputError
+
+FITS = ("center256", "center", "squash")  # see views.whole
 
 
 @dataclass
@@ -50,10 +53,13 @@ class Pairs:
     def without(self, broken: set[str]) -> "Pairs":
         """The pairs whose image is not in `broken` (locations)."""
         whole = np.array([self.located(file) not in broken for file in self.files.strings], bool)
-        keep = whole[self.files.which]
+        return replace(self.take(whole[self.files.which]), unreadable=sorted(map(locations.show, broken)))
+
+    def take(self, keep: np.ndarray) -> "Pairs":
+        """The pairs where `keep` (N,) is true."""
         return replace(
             self, ids=self.ids.take(keep), files=self.files.take(keep), captions=self.captions.take(keep),
-            articles=self.articles and self.articles.take(keep), unreadable=sorted(map(locations.show, broken)),
+            articles=self.articles and self.articles.take(keep),
         )  # fmt: skip
 
 
@@ -94,3 +100,11 @@ class Labelled:
         patients = [self.patients[i] for i in keep] if self.patients else None
         ids, images = [self.ids[i] for i in keep], [self.images[i] for i in keep]
         return replace(self, ids=ids, labels=self.labels[keep], patients=patients, images=images)
+
+
+def named_fit(entry: dict) -> str:
+    """How a catalog entry says that images are made square. Raises InputError for a word that is none of FITS."""
+    fit = entry.get("fit", FITS[0])
+    if fit not in FITS:
+        raise InputError(f"--dataset {entry['name']}: the fit {fit[:40]!a} is not one of {', '.join(FITS)}")
+    return fit

@@ -15,14 +15,13 @@ import numpy as np
 from data import shard_index
 from data.buffers import Choices, Strings
 from data.roco import in_subset
-from data.sets import Labelled, Pairs
+from data.sets import Labelled, Pairs, named_fit
 from utils import InputError, logger
 
 MOST_SHARDS = 1_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz")  # in a folder; compressed ones are refused when they are opened
 KEYS = ("id", "caption", "article", "patient", "label")  # fields of the JSON; the entry may call them otherwise
 RANGE = re.compile(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.-?(\d{1,12}))?")
-FITS = ("center256", "center", "squash")  # see views.whole
 SHOWN = 20  # faults that are named in the log
 
 
@@ -85,9 +84,7 @@ def labelled_shards(entry: dict, split: str) -> Labelled:
         patients = None
     images = [os.path.join(entry["path"], file) for file in found.files]
     labels = np.array([numbers[name] for name in named], np.int64)
-    fit = entry.get("fit", FITS[0])
-    if fit not in FITS:
-        raise InputError(f"--dataset {entry['name']}: the fit {fit[:40]!a} is not one of {', '.join(FITS)}")
+    fit = named_fit(entry)
     return Labelled(list(found.ids), labels, classes, patients and list(patients), images, fit)
 
 

@@ -1,4 +1,4 @@
-"""Tables on the disk, read in blocks of rows: CSV and TSV, JSON lines, parquet. Rows are named as a spreadsheet does."""
+"""Tables on the disk, read in blocks of rows: CSV and TSV, JSON lines, parquet. A header is row 1."""
 
 import csv
 import gzip
@@ -133,13 +133,13 @@ def read_header(lines: Text) -> tuple[list[str], Iterator[list[str]]]:
 
 def read_objects(lines: Text) -> Iterator[dict]:
     """The objects of a file of JSON lines; an empty line gives an empty one."""
-    for lines.row, line in enumerate(lines, 1):
-        if not line.strip():
+    for lines.row, string in enumerate(lines, 1):  # noqa: B020 (an attribute of it counts the rows)
+        if not string.strip():
             yield {}
             continue
         try:
-            found = json.loads(line)
-            if "\\ud" in line.lower():
+            found = json.loads(string)
+            if "\\ud" in string.lower():
                 json.dumps(found, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
         except (ValueError, RecursionError) as error:
             what = getattr(error, "msg", None) or "it is no text, or too long or deep"
@@ -153,25 +153,33 @@ def read_objects(lines: Text) -> Iterator[dict]:
 
 
 def text(cell) -> str:
-    """A cell as text, "" for an empty one; white space around it is left out. Raises ValueError if it is a list or such."""
+    """A cell as text, "" for an empty one. Raises ValueError if it is a list or such, or not UTF-8."""
     if isinstance(cell, str):
-        return cell.strip()
+        return cell
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))  # pandas makes whole numbers of a column with gaps fractional
     if isinstance(cell, bytes):
-        return cell.decode("utf-8").strip()
+        return cell.decode("utf-8")
     if isinstance(cell, (list, dict)):
         raise ValueError(f"{'a list' if isinstance(cell, list) else 'an object'} where one text is expected")
     return str(cell)
 
 
-def texts(cell) -> list[str]:
-    """The texts of a cell that may hold a list of them; those that are empty are left out. Raises ValueError."""
-    return [one for one in map(text, cell if isinstance(cell, list) else (cell,)) if one]
-
-
 def line(cell) -> str:
     """A cell as one line of text: each run of white space is one space. Raises ValueError."""
-    return " ".join(text(cell).split())
+    return " ".join((cell if isinstance(cell, str) else text(cell)).split())
+
+
+def texts(cell) -> list[str]:
+    """The texts of a cell that may hold a list, without white space around them or empty ones. Raises ValueError."""
+    if isinstance(cell, list):
+        return [one for one in map(str.strip, map(text, cell)) if one]
+    found = (cell if isinstance(cell, str) else text(cell)).strip()
+    return [found] if found else []
+
+
+def lines(cell) -> list[str]:
+    """As `texts`, each of them one line."""
+    return [" ".join(one.split()) for one in texts(cell)]

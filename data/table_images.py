@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from data.roco import SUFFIXES
+from data.images import SUFFIXES
 
-ENDINGS = tuple(dict.fromkeys((*SUFFIXES, ".dcm", ".dicom")))
 FIELD = re.compile(r"\{([^{}:]+)(?::(\d+))?\}")
 
 
@@ -19,58 +18,56 @@ class Template:
         self.texts, self.columns = words[::3], words[1::3]
         self.lengths = [int(length) if length else None for length in words[2::3]]
 
-    def fill(self, cells: Iterable[str]) -> str:
+    def fill(self, cells: tuple[str, ...]) -> str:
         """The path of a row, with the cells of `columns`; "" if one of them is empty."""
-        found = self.texts[0]
-        for cell, length, after in zip(cells, self.lengths, self.texts[1:], strict=True):
-            if not cell:
-                return ""
-            found += cell[:length] + after
-        return found
+        if not all(cells):
+            return ""
+        fields = zip(cells, self.lengths, self.texts[1:], strict=True)
+        return self.texts[0] + "".join(cell[:length] + after for cell, length, after in fields)
 
 
 class Finder:
-    """Finds images under any of the folders `bases`, the first that has one.
+    """Finds images in any of the folders `bases`; the first that has one counts.
 
     A name without a suffix is completed. One that is nowhere is looked for without its first folder too: CheXpert's
     tables have "CheXpert-v1.0-small/train/..." for what lies in "train/...". Every folder is listed once.
     """
 
     def __init__(self, bases: Iterable[str]):
-        self.bases, self.folders = list(dict.fromkeys(bases)), {}
+        self.bases, self.listings = list(dict.fromkeys(bases)), {}
 
     def __call__(self, names: Iterable[str]) -> dict[str, str]:
         """{name: path} of the names that were found."""
-        left, found = dict.fromkeys(names), {}
+        found, left = {}, [(name, *name.rpartition("/")) for name in dict.fromkeys(names)]
         with ThreadPoolExecutor(16) as pool:
             for shorten in (False, True):
-                for base in self.bases:
-                    paths = {name: os.path.join(base, name.partition("/")[2] if shorten else name) for name in left}
-                    new = {os.path.dirname(path) for path in paths.values()} - self.folders.keys()
-                    self.folders |= zip(new, pool.map(listing, new), strict=True)
-                    for name, path in paths.items():
-                        file = self.complete(path)
-                        if file is not None:
-                            found[name] = file
-                            del left[name]
-                    if not left:
-                        return found
+                for base in self.bases if left else ():
+                    heads = {head + slash for _, head, slash, _ in left}
+                    folders = {head: os.path.join(base, head.partition("/")[2] if shorten else head) for head in heads}
+                    new = set(folders.values()) - self.listings.keys()
+                    self.listings |= zip(new, pool.map(listing, new), strict=True)
+                    there = {head: (folder, *self.listings[folder]) for head, folder in folders.items()}
+                    others = []
+                    for one in left:
+                        name, head, slash, tail = one
+                        folder, files, endings = there[head + slash]
+                        if tail not in files:
+                            tail = next((tail + ending for ending in endings if tail + ending in files), None)
+                        if tail is None:
+                            others.append(one)
+                        else:
+                            found[name] = folder + tail
+                    left = others
         return found
-
-    def complete(self, path: str) -> str | None:
-        folder, name = os.path.split(path)
-        files, endings = self.folders[folder]
-        if name in files:
-            return path
-        return next((path + ending for ending in endings if name + ending in files), None)
 
 
 def listing(folder: str) -> tuple[set[str], list[str]]:
-    """The names of the files in a folder, and which suffixes of images are among them, in their order in ENDINGS."""
+    """The names of the files in a folder, and which suffixes of images are among them, in the order of SUFFIXES."""
     try:
         with os.scandir(folder) as entries:
             names = {entry.name for entry in entries if entry.is_file()}
     except (OSError, ValueError):
         return set(), []
-    there = {os.path.splitext(name)[1] for name in names}
-    return names, sorted((one for one in there if one.lower() in ENDINGS), key=lambda one: ENDINGS.index(one.lower()))
+    endings = {name[name.rfind(".") :] for name in names}
+    places = {ending: SUFFIXES.index(ending.lower()) for ending in endings if ending.lower() in SUFFIXES}
+    return names, sorted(places, key=places.get)

@@ -1,16 +1,18 @@
 """The rows of a split of a table: which files, columns and rows they are, and where their images lie."""
 
+import itertools
 import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from data import locations, parquet, splits, table_files
-from data.table_images import ENDINGS, Finder, Template
+from data.images import SUFFIXES
+from data.table_images import Finder, Template
 from utils import InputError, logger
 
 ROLES = {  # the names of columns that an entry need not name, in upper or lower case; the first that is there is taken
@@ -26,18 +28,20 @@ ROLES = {  # the names of columns that an entry need not name, in upper or lower
 PATIENT = re.compile(r"(?:^|/)(patient\d+|p\d{8})(?=/)")  # in the paths of CheXpert and MIMIC-CXR
 
 
-class Row(NamedTuple):
-    number: int  # counted over all files, see Rows.where
-    id: str
-    written: tuple[str, ...]  # the names of its images, as the table has them
-    images: list[str | None]  # their locations, relative to Rows.root where they are below it; None: not there
-    patient: str
-    article: str
-    cells: tuple  # those of the columns that were asked for
+class Block(NamedTuple):
+    """Rows, as a list of each of their parts."""
+
+    numbers: list[int]  # counted over all files, see Rows.where
+    ids: list[str]
+    written: list[list[str]]  # the names of a row's images, as the table has them
+    images: list[list[str | None]]  # their locations, relative to Rows.root where they are below it; None: not there
+    patients: list[str]  # "" where it is unknown
+    articles: list[str]
+    cells: list[list]  # those of the columns that were asked for, one list a column
 
 
 class Rows:
-    """The rows of one split of a catalog entry, in the order of its files. An iterable of Row.
+    """The rows of one split of a catalog entry, in the order of its files.
 
     `held` are the names, the best first, of the split that is held out from training: as a file, or in the column of
     splits. Where there is none, a share of the training rows' patients is.
@@ -65,8 +69,8 @@ class Rows:
                     f"entry '{entry['name']}': the column '{entry['split']}' has no effect beside split files"
                 )
         elif "split" in self.columns:
-            there = self.read_splits()
-            by_value = next((name for name in held if name in there), None)
+            self.known = self.read_splits()
+            by_value = next((name for name in held if name in self.known.values()), None)
             self.value = by_value if split != "train" and by_value else "train"
             self.how += f" whose '{self.columns['split']}' is {self.value}"
             by_file = by_value
@@ -80,9 +84,9 @@ class Rows:
 
     def column(self, role: str) -> str | None:
         """The column that the entry names for a role, else the first of ROLES that is there."""
-        if role not in self.entry:
-            return next((name for known in ROLES[role] for name in self.names if name.lower() == known), None)
-        return self.check(self.entry[role], role)
+        there = (name for known in ROLES[role] for name in self.names if name.lower() == known)
+        name = self.entry.get(role) or next(there, None)
+        return name and self.check(name, role)
 
     def check(self, column: str, role: str) -> str:
         if self.names.count(column) != 1:
@@ -96,7 +100,7 @@ class Rows:
         """The column of a role. Raises InputError if there is none."""
         if role not in self.columns:
             raise InputError(
-                f"{self.files[0]}: no column of its own for '{role}' ({', '.join(ROLES[role])}), only {some(self.names)}: "
+                f"{self.files[0]}: no column for '{role}' ({', '.join(ROLES[role])}), only {some(self.names)}: "
                 f"name one as '{role}' in the entry '{self.entry['name']}'"
             )
         return self.columns[role]
@@ -107,13 +111,15 @@ class Rows:
         path = self.files[place]
         return f"{path}, row {number - self.starts[place] + table_files.first_row(path)}"
 
-    def text(self, cell, number: int, column: str, form=table_files.line):
-        """A cell of row `number` as a text, or whatever `form` makes of it. Raises InputError."""
+    def convert(self, form: Callable, cells: list, numbers: list[int] | range, column: str) -> list:
+        """The cells of these rows as what `form` makes of each. Raises InputError with the first that is refused."""
+        made = []
         try:
-            return form(cell)
+            made.extend(map(form, cells))
         except ValueError as error:
             what = "is not UTF-8 text" if isinstance(error, UnicodeError) else f"has {error}"
-            raise InputError(f"{self.where(number)}: the column '{column}' {what}: correct it") from None
+            raise InputError(f"{self.where(numbers[len(made)])}: the column '{column}' {what}: correct it") from None
+        return made
 
     def blocks(self, columns: list[str]) -> Iterator[tuple[str, int, list[list]]]:
         """(file, number of the first row, the cells of each column) of each block of rows."""
@@ -129,102 +135,130 @@ class Rows:
                 yield path, done, block
                 done += len(block[0])
 
-    def read_splits(self) -> set[str]:
-        """The splits that the column of splits names; an empty cell is of none."""
+    def read_splits(self) -> dict[str, str | None]:
+        """{cell of the column of splits: the split that it means}; an empty cell means none."""
         column, known = self.columns["split"], {}
         for _, first, (cells,) in self.blocks([column]):
-            for cell in set(map(str, cells)) - known.keys():
-                number = first + list(map(str, cells)).index(cell)
-                value = self.text(cells[number - first], number, column)
-                known[cell] = splits.named(value)
-                if value and not known[cell]:
+            for i, cell in enumerate(map(str, cells)):
+                if cell in known:
+                    continue
+                known[cell] = splits.named(cell)
+                if known[cell] is None and table_files.line(cell) not in ("", "None", "nan"):
                     raise InputError(
-                        f"{self.where(number)}: the {column} '{value[:40]}' is none of train, validation and test: "
+                        f"{self.where(first + i)}: the {column} '{cell[:40]}' is none of train, validation and test: "
                         f"correct it, or name another column as 'split' in the entry '{self.entry['name']}'"
                     )
         if "train" not in known.values():
             raise InputError(f"{self.files[0]}: the column '{column}' says train in no row")
-        return set(known.values())
+        return known
 
     # The rows
 
-    def select(self, *columns: str) -> Iterator[Row]:
+    def select(self, *columns: str) -> Iterator[Block]:
         """The rows of the split, with their cells of `columns`."""
-        for column in (*columns, *(self.template.columns if self.template else ())):
-            self.check(column, "images" if column not in columns else "labels")
+        for column in columns:
+            self.check(column, "labels")
+        template = self.template.columns if self.template else []
+        for column in template:
+            self.check(column, "images")
         own = {role: self.columns.get(role) for role in ("id", "patient", "article", "split")}
         own["image"] = None if self.template else self.columns["image"]
-        template = self.template.columns if self.template else []
         asked = list(dict.fromkeys([*filter(None, own.values()), *template, *columns]))
-        stored = stored_path = finder = None
+        current, finders = None, {}
         for path, first, block in self.blocks(asked):
-            if path != stored_path:
-                stored, stored_path, finder = self.stored(path, own["image"]), path, Finder(self.bases(path))
-                start, name = first, os.path.relpath(path, self.root)
-            size, cells = len(block[0]), dict(zip(asked, block, strict=True))
-            kept, rows = [], zip(*(cells[own[role]] if own[role] else [None] * size for role in own), strict=True)
-            fills = list(zip(*(cells[column] for column in template), strict=True)) if template else None
-            for i, (key, patient, article, value, image) in enumerate(rows):
-                number = first + i
-                if self.value and splits.named(self.text(value, number, own["split"])) != self.value:
-                    continue
-                if fills is not None:
-                    filled = self.template.fill(self.text(cell, number, "of images") for cell in fills[i])
-                    written = [filled] if filled else []
-                else:
-                    written = self.text(image, number, own["image"], table_files.texts)
-                for one in written:
-                    self.check_path(one, number)
-                key = self.text(key, number, own["id"])
-                patient = self.text(patient, number, own["patient"])
-                if not own["patient"] and written and (match := PATIENT.search(written[0])):
-                    patient = match[1]
-                article = self.text(article, number, own["article"])
-                if not key:
-                    stem, ending = os.path.splitext(written[0]) if written else (f"{name}_{number - start + 1}", "")
-                    key = " ".join((stem if ending.lower() in (*ENDINGS, "") else stem + ending).split())
-                if self.share is not None and not self.on_our_side(patient, article, written[0] if written else key):
-                    continue
-                kept.append((i, key, tuple(written), patient, article))
-            found = self.find(finder, kept, stored, first - start)
-            for i, key, written, patient, article in kept:
-                if stored is not None and stored[first - start + i]:
-                    base = os.path.basename(written[0]) if written else ""
-                    images = [locations.make(name, row=f"{own['image']}:{first - start + i}", name=base)]
-                else:
-                    images = [found.get(one) for one in written] or [None]
-                yield Row(first + i, key, written, images, patient, article, tuple(cells[one][i] for one in columns))
+            if path != current:
+                current, start, bases = path, first, self.bases(path)
+                finder = finders.setdefault(bases, Finder(bases))
+                stored = self.stored(path, own["image"])
+            cells = dict(zip(asked, block, strict=True))
+            kept = range(len(block[0]))
+            if self.value:
+                kept = [i for i, cell in enumerate(map(str, cells[own["split"]])) if self.known[cell] == self.value]
+            numbers = [first + i for i in kept]
+
+            def read(column, form=table_files.line, cells=cells, kept=kept, numbers=numbers):
+                if column is None:
+                    return [""] * len(kept)
+                return self.convert(form, [cells[column][i] for i in kept], numbers, column)
+
+            if self.template:
+                filled = map(self.template.fill, zip(*map(read, template), strict=True))
+                written = [[one] if one else [] for one in filled]
+            else:
+                written = read(own["image"], table_files.texts)
+            rows = [number - start for number in numbers]
+            inside = [stored is not None and bool(stored[row]) for row in rows]
+            outside = [[] if one else names for names, one in zip(written, inside, strict=True)]
+            self.check_paths(outside, numbers)
+            ids = [
+                key or self.key(path, row, names)
+                for key, row, names in zip(read(own["id"]), rows, written, strict=True)
+            ]
+            patients, articles = read(own["patient"]), read(own["article"])
+            if not own["patient"]:
+                patients = [match[1] if names and (match := PATIENT.search(names[0])) else "" for names in written]
+            located = self.find(finder, outside)
+            for i in itertools.compress(range(len(rows)), inside):
+                name = os.path.basename(*written[i][:1] or [""]).replace("\0", "")
+                located[i] = [locations.make(self.below(path), row=f"{own['image']}:{rows[i]}", name=name)]
+            found = Block(
+                numbers, ids, written, located, patients, articles, [[cells[one][i] for i in kept] for one in columns]
+            )
+            yield found if self.share is None else self.our_side(found)
+
+    def key(self, path: str, row: int, written: list[str]) -> str:
+        """The id of a row without one: the name of its image without suffix, else that of the file and the row."""
+        if not written:
+            return f"{os.path.relpath(path, self.root)}_{row + 1}"
+        stem, dot, ending = written[0].rpartition(".")
+        return " ".join((stem if f"{dot}{ending}".lower() in SUFFIXES else written[0]).split())
 
     def stored(self, path: str, column: str | None) -> np.ndarray | None:
         """Which rows of a file hold their image, (N,) bool; None: it has no column of stored images."""
-        is_parquet = column is not None and table_files.kind(path) == "parquet"
-        return parquet.stored(path, column) if is_parquet else None
+        return parquet.stored(path, column) if column and table_files.kind(path) == "parquet" else None
 
-    def check_path(self, written: str, number: int) -> None:
-        """Raise InputError if the name of an image leads out of the folders, from a parquet file also if absolute."""
-        leads_out = "\0" in written or (".." in written and ".." in re.split(r"[/\\]", written))
-        if leads_out or (written.startswith("/") and self.from_elsewhere):
-            raise InputError(f"{self.where(number)}: '{written[:80]}' leaves the data folder: correct the row")
+    def check_paths(self, written: list[list[str]], numbers: list[int]) -> None:
+        """Raise InputError for an image whose name leads out of the folders, or from a parquet file is absolute."""
+        joined = "\n" + "\n".join(itertools.chain.from_iterable(written))
+        if not (".." in joined or "\0" in joined or (self.from_elsewhere and "\n/" in joined)):
+            return
+        for number, names in zip(numbers, written, strict=True):
+            for name in names:
+                leads_out = "\0" in name or ".." in re.split(r"[/\\]", name)
+                if leads_out or (self.from_elsewhere and name.startswith("/")):
+                    raise InputError(f"{self.where(number)}: '{name[:80]}' leaves the data folder: correct the row")
 
-    def on_our_side(self, patient: str, article: str, image: str) -> bool:
-        """Whether a row is on this split's side of the share that is held out."""
-        kind, group = ("patients", patient) if patient else ("articles", article) if article else ("images", image)
-        self.groups.setdefault(kind, array("q")).append(hash(group))
-        return self.held_out.holds_out(group) == (self.split != "train")
+    def our_side(self, block: Block) -> Block:
+        """The rows of a block on this split's side of the share that is held out."""
+        groups = [
+            ("patients", patient) if patient else ("articles", article) if article else ("images", (*names, key)[0])
+            for patient, article, names, key in zip(
+                block.patients, block.articles, block.written, block.ids, strict=True
+            )
+        ]
+        ours = {group: self.held_out.holds_out(group[1]) == (self.split != "train") for group in set(groups)}
+        for kind in {kind for kind, _ in ours}:
+            hashes = array("q", (hash(group) for of, group in ours if of == kind))
+            self.groups.setdefault(kind, array("q")).extend(hashes)
+        keep = [ours[group] for group in groups]
+        *parts, cells = ([*itertools.compress(part, keep)] for part in block[:-1]), block.cells
+        return Block(*parts[0], [[*itertools.compress(one, keep)] for one in cells])
 
-    def bases(self, path: str) -> list[str]:
+    def bases(self, path: str) -> tuple[str, ...]:
         """The folders that images may lie in."""
         folder = os.path.dirname(path)
         given = [] if self.template else filter(None, map(str.strip, self.entry.get("images", "").split(",")))
-        return [*(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)]
+        return *(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)
 
-    def find(self, finder: Finder, kept: list[tuple], stored: np.ndarray | None, offset: int) -> dict[str, str]:
-        """{name: path relative to the root} of the images of rows that do not hold theirs."""
-        if not self.look:
-            return {}
-        names = (one for i, _, written, *_ in kept if stored is None or not stored[offset + i] for one in written)
-        inside = os.path.join(self.root, "")
-        return {name: path.removeprefix(inside) for name, path in finder(names).items()}
+    def below(self, path: str) -> str:
+        """A path relative to the root, if it is below it."""
+        return path.removeprefix(os.path.join(self.root, ""))
+
+    def find(self, finder: Finder, written: list[list[str]]) -> list[list[str | None]]:
+        """The locations of the image files of each row; [None] for a row without one."""
+        found = finder(itertools.chain.from_iterable(written)) if self.look else {}
+        found = {name: self.below(path) for name, path in found.items()}
+        return [[found.get(name) for name in names] or [None] for names in written]
 
     def notes(self) -> dict[str, str]:
         """For the log and the run: how the rows were chosen, known after the last of them."""

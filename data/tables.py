@@ -4,7 +4,6 @@ A catalog entry names the columns, or the table has names that are known (table_
 for each layout that is common.
 """
 
-import itertools
 import os
 from array import array
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ import numpy as np
 from data import findings
 from data.buffers import Choices, Strings
 from data.roco import absent, in_subset
-from data.sets import Labelled, Pairs
-from data.table_files import first_row, texts
+from data.sets import Labelled, Pairs, named_fit
+from data.table_files import first_row, line, lines
 from data.table_rows import Rows, some
 from utils import InputError, logger
 
@@ -49,32 +48,38 @@ def read_pairs(
         return None
     extra = [rows.columns["keywords"]] if chosen and "keywords" in rows.columns else []
     ids, captions, files, named = Strings(), Strings(), Strings(), Strings()
-    numbers, written, first, member = array("q"), array("q"), array("b"), array("b")
-    without_caption = 0
-    for row in rows.select(rows.need("caption"), *extra):
-        found = [" ".join(one.split()) for one in rows.text(row.cells[0], row.number, rows.columns["caption"], texts)]
-        without_caption += not found
-        words = " ".join(rows.text(one, row.number, extra[0], texts_joined) for one in row.cells[1:])
-        if chosen and keywords:
-            words = keywords.get(row.id, "")
-        article = articles.get(row.id, "") if articles is not None else row.article
-        for place, (caption, image) in enumerate(itertools.product(found, row.images)):
-            ids.append(row.id)
-            captions.append(caption)
-            files.append(image or "")
-            named.append(article)
-            numbers.append(row.number)
-            written.append(hash(row.written))
-            first.append(place == 0)
-            member.append(chosen is None or chosen(f"{caption} {words}"))
-    source = ", ".join(rows.files[:1]) + (f" and {len(rows.files) - 1} more" if len(rows.files) > 1 else "")
+    numbers, written, member, without_caption = array("q"), array("q"), array("b"), 0
+    for block in rows.select(rows.need("caption"), *extra):
+        found = rows.convert(lines, block.cells[0], block.numbers, rows.columns["caption"])
+        without_caption += found.count([])
+        pairs = [
+            (i, caption, image or "")
+            for i, (some, images) in enumerate(zip(found, block.images, strict=True))
+            for caption in some for image in images
+        ]  # fmt: skip
+        which = [i for i, _, _ in pairs]
+        ids.add([block.ids[i] for i in which])
+        captions.add([caption for _, caption, _ in pairs])
+        files.add([image for _, _, image in pairs])
+        if articles is None:
+            named.add([block.articles[i] for i in which])
+        else:
+            named.add([articles.get(block.ids[i], "") for i in which])
+        numbers.extend(block.numbers[i] for i in which)
+        written.extend(hash(tuple(block.written[i])) for i in which)
+        if chosen:
+            words = [(keywords or {}).get(key, "") for key in block.ids]
+            for cells in block.cells[1:]:
+                words = [" ".join(one) for one in rows.convert(lines, cells, block.numbers, extra[0])]
+            member.extend(chosen(f"{caption} {words[i]}") for i, caption, _ in pairs)
+    source = rows.files[0] + (f" and {len(rows.files) - 1} more" if len(rows.files) > 1 else "")
     if without_caption:
         logger.info(f"{source}: {without_caption} rows without a caption left out")
     if not len(ids):
         return absent(f"{source}: holds no captions of the {split} split", optional)
     counts = {"captions": len(ids)}
-    ids = unique(ids, numbers, written, first, rows.where if "id" in rows.columns else None)
-    keep = np.array(member, bool)
+    ids = unique(ids, numbers, written, rows.where if "id" in rows.columns else None)
+    keep = np.array(member, bool) if chosen else np.ones(len(ids), bool)
     if chosen:
         counts[subset] = int(keep.sum())
         if not keep.any():
@@ -97,10 +102,6 @@ def read_pairs(
     )
 
 
-def texts_joined(cell) -> str:
-    return " ".join(texts(cell))
-
-
 def describe(rows: Rows, *roles: str) -> str:
     """Which columns were taken for what."""
     named = {role: rows.columns[role] for role in roles if role in rows.columns}
@@ -109,34 +110,37 @@ def describe(rows: Rows, *roles: str) -> str:
     return ", ".join(f"{role} from '{column}'" for role, column in named.items())
 
 
-def unique(ids: Strings, numbers, written, first, where: Callable | None) -> Strings:
+def unique(ids: Strings, numbers, written, where: Callable | None) -> Strings:
     """The ids of N pairs, those that repeat followed by _2, _3 and so on.
 
     Several captions may be of one image, and several images of one caption. With `where`, which names a row, InputError
-    is raised if an id comes again in another row and with another image: `numbers` are the pairs' rows, `written` the
-    hashes of the names of their rows' images, `first` is 1 for the first pair of a row.
+    is raised if an id comes again with another image: `numbers` are the pairs' rows, and `written` the hashes of their
+    rows' images.
     """
     hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
     ordered = np.sort(hashes)
     repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not repeated:
         return ids
-    taken, seen, found = set(hashes.tolist()), {}, Strings()
-    for i, key in enumerate(ids):
-        name = key
-        if hash(key) in repeated:
-            count, image = seen.get(key, (0, written[i]))
-            if where and first[i] and written[i] != image:
-                raise InputError(
-                    f"{where(numbers[i])}: the id '{key[:60]}' is that of an earlier row with another image: correct it, "
-                    "or name another column as 'id' in the catalog"
-                )
-            while count and hash(name := f"{key}_{count + 1}") in taken:
-                count += 1
-            taken.add(hash(name))
-            seen[key] = count + 1, image
-        found.append(name)
-    return found
+    taken, seen = set(hashes.tolist()), {}
+
+    def names():
+        for i, key in enumerate(ids):
+            name = key
+            if hash(key) in repeated:
+                count, image = seen.get(key, (0, written[i]))
+                if where and written[i] != image:
+                    raise InputError(
+                        f"{where(numbers[i])}: the id '{key[:60]}' is that of an earlier row with another image: "
+                        "correct it, or name another column as 'id' in the catalog"
+                    )
+                while count and hash(name := f"{key}_{count + 1}") in taken:
+                    count += 1
+                taken.add(hash(name))
+                seen[key] = count + 1, image
+            yield name
+
+    return Strings(names())
 
 
 def shared(files: Strings) -> Choices:
@@ -157,30 +161,36 @@ def table_labelled(entry: dict, split: str) -> Labelled:
 
     Raises InputError.
     """
+    fit = named_fit(entry)
     rows = labelled_rows(entry, split)
     several = [name.strip() for name in entry.get("labels", "").split(",") if name.strip()]
     columns = several or [rows.need("label")]
-    ids, images, patients, kept = Strings(), [], [], []  # kept: the row and the cells of each case
-    numbers, written, first, missing, blank = array("q"), array("q"), array("b"), [], 0
-    values = set()
-    for row in rows.select(*columns):
-        cells = row.cells if several else (rows.text(row.cells[0], row.number, columns[0]),)
-        if not several:
-            blank += not cells[0]
-            if not cells[0]:
+    for key in ("label",) if several else ("uncertain", "blank"):
+        if key in entry:
+            logger.warning(
+                f"entry '{entry['name']}': '{key}' has no effect {'beside' if several else 'without'} 'labels'"
+            )
+    ids, images, patients, labels, values = Strings(), [], [], [], set()
+    numbers, written, missing, blank = array("q"), array("q"), [], 0
+    for block in rows.select(*columns):
+        if several:
+            cells = [*zip(*block.cells, strict=True)]
+        else:
+            cells = rows.convert(line, block.cells[0], block.numbers, columns[0])
+            values.update(cells)
+        for i, label in enumerate(cells):
+            if label == "":
+                blank += 1
                 continue
-            values.add(cells[0])
-        for place, image in enumerate(row.images):
-            if image is None:
-                missing.append(row.id)
-                continue
-            ids.append(row.id)
-            images.append(os.path.join(rows.root, image))
-            patients.append(row.patient)
-            kept.append((row.number, cells))
-            numbers.append(row.number)
-            written.append(hash(row.written))
-            first.append(place == 0)
+            there = [image for image in block.images[i] if image is not None]
+            missing += [block.ids[i]] * (len(block.images[i]) - len(there))
+            for image in there:
+                ids.add([block.ids[i]])
+                images.append(os.path.join(rows.root, image))
+                patients.append(block.patients[i])
+                labels.append(label)
+                numbers.append(block.numbers[i])
+                written.append(hash(tuple(block.written[i])))
     if missing:
         count = f"{len(missing)} of {len(missing) + len(ids)} rows of {rows.files[0]} have no image"
         if not images:
@@ -188,17 +198,15 @@ def table_labelled(entry: dict, split: str) -> Labelled:
         logger.warning(f"{count} and are left out: {some(missing[:3])}{'; ...' if len(missing) > 3 else ''}")
     if blank:
         logger.info(f"{rows.files[0]}: {blank} rows without a label left out")
-    ids = list(unique(ids, numbers, written, first, rows.where if "id" in rows.columns else None))
+    ids = list(unique(ids, numbers, written, rows.where if "id" in rows.columns else None))
     notes = {"columns": describe(rows, "image", "label" if not several else "", "id", "patient"), **rows.notes()}
     if several:
-        labels, policy = read_findings(entry, split, rows, several, kept)
-        notes["labels"] = policy
-        classes = several
+        classes, (labels, notes["labels"]) = several, read_findings(entry, split, rows, several, labels, numbers)
     else:
         classes = sorted_classes(values) if split == "train" else training_classes(entry)
-        labels = class_numbers(rows, classes, kept)
+        labels = class_numbers(rows, classes, labels, numbers)
     patients = [one or f"(of {key})" for one, key in zip(patients, ids, strict=True)] if any(patients) else None
-    return Labelled(ids, labels, classes, patients, images, "center256", notes)
+    return Labelled(ids, labels, classes, patients, images, fit, notes)
 
 
 def labelled_rows(entry: dict, split: str, images: bool = True) -> Rows:
@@ -207,9 +215,11 @@ def labelled_rows(entry: dict, split: str, images: bool = True) -> Rows:
 
 def training_classes(entry: dict) -> list[str]:
     """The classes of the training split. Raises InputError."""
-    rows = labelled_rows(entry, "train", images=False)
+    rows, values = labelled_rows(entry, "train", images=False), set()
     column = rows.need("label")
-    return sorted_classes(rows.text(row.cells[0], row.number, column) for row in rows.select(column))
+    for block in rows.select(column):
+        values.update(rows.convert(line, block.cells[0], block.numbers, column))
+    return sorted_classes(values)
 
 
 def sorted_classes(values) -> list[str]:
@@ -221,30 +231,30 @@ def is_number(value: str) -> bool:
     return value.isascii() and value.lstrip("-").isdigit() and len(value) < 19
 
 
-def class_numbers(rows: Rows, classes: list[str], kept: list) -> np.ndarray:
-    """(N,) the number of each case's class. Raises InputError with the first row whose label is no class."""
+def class_numbers(rows: Rows, classes: list[str], labels: list[str], numbers) -> np.ndarray:
+    """(N,) the number of each label's class. Raises InputError with the first row whose label is no class."""
     known = {name: number for number, name in enumerate(classes)}
-    for number, (label,) in kept:
+    for number, label in zip(numbers, labels, strict=True):
         if label not in known:
             raise InputError(
                 f"{rows.where(number)}: '{label[:60]}' is no class of the training split ({some(classes)}): correct it"
             )
-    return np.array([known[label] for _, (label,) in kept], np.int64)
+    return np.array([known[label] for label in labels], np.int64)
 
 
-def read_findings(entry: dict, split: str, rows: Rows, columns: list[str], kept: list) -> tuple[np.ndarray, str]:
-    """(N, K) float32 of 0, 1 and nan; and the policies in words. Raises InputError.
+def read_findings(entry: dict, split: str, rows: Rows, columns: list[str], cells: list[tuple], numbers):
+    """-> (N, K) float32 of 0, 1 and nan, and the policies in words. Raises InputError.
 
-    Labels that are scored have no guesses: what is uncertain in the test split is unknown.
+    The policy for what is uncertain is for training. Labels that are scored are not guessed: in the test split it is
+    unknown.
     """
     uncertain, blank = entry.get("uncertain", "ignore"), entry.get("blank", "zeros")
     policy = uncertain if split == "train" else "ignore"
-    numbers = np.array([number for number, _ in kept], np.int64)
-    edges = [*np.searchsorted(numbers, rows.starts), len(kept)]
-    labels = np.empty((len(kept), len(columns)), np.float32)
+    labels = np.empty((len(cells), len(columns)), np.float32)
+    edges = [*np.searchsorted(np.array(numbers), rows.starts).tolist(), len(cells)]
     for path, start, low, high in zip(rows.files, rows.starts, edges, edges[1:], strict=False):
-        shown = numbers[low:high] - start + first_row(path)
+        shown = [number - start + first_row(path) for number in numbers[low:high]]
         for k, column in enumerate(columns):
-            cells = [cells[k] for _, cells in kept[low:high]]
-            labels[low:high, k] = findings.to_labels(cells, f"{path}, column {column}", policy, blank, shown)
+            of_column = [row[k] for row in cells[low:high]]
+            labels[low:high, k] = findings.to_labels(of_column, f"{path}, column {column}", policy, blank, shown)
     return labels, f"-1 is taken as {uncertain} in training, as unknown in the test split; a blank cell as {blank}"

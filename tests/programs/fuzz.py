@@ -34,9 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import forked  # isort: skip  (before torch)
 import numpy as np
+import pandas as pd
 import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 import cbis_archive
 import dicom_files
@@ -45,6 +47,7 @@ import checkpoints
 import datasets
 from evaluation import features
 from data import images, locations, shard_index
+from data.weights import WEIGHTS
 import models
 from data.tokens import Tokens, from_json, train_bpe
 from evaluation import zeroshot
@@ -224,6 +227,52 @@ class Kinds:
         data = datasets.labelled_set(entry, rng.choice(("train", "test")))
         assert not any(".." in Path(path).parts for path in data.images)
 
+    def table(self, ending: str, rng, changes) -> None:
+        folder = self.root / "table"
+        columns = "patient image caption label finding split".split()
+        columns = columns[: rng.choice((5, 6))]  # without a split, a share of the patients is held out
+        path = folder / f"rows{len(columns)}.{ending}"
+        if not path.exists():
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            rows = []
+            for i in range(12):
+                picture(i).save(folder / "images" / f"{i}.png")
+                finding, split = ("1", "0", "-1", "")[i % 4], ("train", "val", "test")[i % 3]
+                rows.append((f"p{i // 2}", f"images/{i}.png", f"a mass, {i}", "ab"[i % 2], finding, split))
+            frame = pd.DataFrame(rows, columns="patient image caption label finding split".split())[columns]
+            if ending == "csv":
+                frame.to_csv(path, index=False)
+            elif ending == "jsonl":
+                frame.to_json(path, orient="records", lines=True)
+            else:
+                stored = [{"bytes": (folder / name).read_bytes(), "path": name} for name in frame["image"]]
+                frame.assign(stored=stored).to_parquet(path, row_group_size=5)
+        self.changed(path, changes)
+        entry = {"name": "table", "type": "table", "path": str(path), "share": "0.5"}
+        if ending == "parquet":
+            entry["image"] = rng.choice(("image", "stored"))
+        if rng.random() < 0.5:
+            split, subset = rng.choice(("train", "validation")), rng.choice(("all", "mammo+xray"))
+            found = datasets.paired_set(entry, split, subset=subset, optional=True)
+            ids, paths = (list(found.ids), list(found.paths())) if found else ([], [])
+        else:
+            entry |= rng.choice(({}, {"labels": "finding"}))
+            found = datasets.labelled_set(entry, rng.choice(("train", "test")))
+            ids, paths = found.ids, list(found.images)
+        assert len(set(ids)) == len(ids) and not any(".." in Path(path).parts for path in paths)
+        if ending == "parquet":  # tables of one's own may have absolute paths
+            self.inside(paths, folder)
+        images.unreadable(path for path in paths if path.startswith(str(folder)))
+
+    def table_csv(self, rng, changes) -> None:
+        self.table("csv", rng, changes)
+
+    def table_jsonl(self, rng, changes) -> None:
+        self.table("jsonl", rng, changes)
+
+    def table_parquet(self, rng, changes) -> None:
+        self.table("parquet", rng, changes)
+
     def webdataset(self, rng, changes) -> None:
         """A shard with something hostile among its members, and its pairs and labels."""
         path, encoded = self.root / "tars" / "s.tar", io.BytesIO()
@@ -379,10 +428,45 @@ class Kinds:
         self.write(path, path.read_bytes(), changes if rng.random() < 0.5 else ())
         self.load(path)
 
+    def safetensors(self, rng, changes) -> None:
+        """The same weights as one file, or as two with an index, whose header or bytes are altered."""
+        folder = self.root / "safetensors"
+        folder.mkdir(exist_ok=True)
+        state = self.altered(rng)
+        state = next((value for value in state.values() if isinstance(value, dict)), state)
+        state = {key: value.contiguous() for key, value in state.items() if isinstance(value, torch.Tensor)}
+        path, split = folder / "model.safetensors", rng.random() < 0.3
+        path.unlink(missing_ok=True)
+        if split:
+            names = [f"model-{number}.safetensors" for number in (0, 1)]
+            for number, name in enumerate(names):
+                save_file(dict(list(state.items())[number::2]), folder / name)
+            where = {key: names[number % 2] for number, key in enumerate(state)}
+            index = folder / "model.safetensors.index.json"
+            self.write(index, json.dumps({"weight_map": where}).encode(), changes if rng.random() < 0.7 else ())
+            self.load(folder)
+            return
+        save_file(state, path)
+        contents = path.read_bytes()
+        start = 8 + int.from_bytes(contents[:8], "little")
+        where = rng.random()
+        if where < 0.3:  # in the header, its length put right
+            header = contents[8:start]
+            for change in changes:
+                header = edit(header, *change)
+            contents, changes = len(header).to_bytes(8, "little") + header + contents[start:], ()
+        elif where < 0.4:  # another length of the header
+            contents, changes = (
+                rng.choice((0, 1, 7, start, 1 << 40, (1 << 64) - 1)).to_bytes(8, "little") + contents[8:],
+                (),
+            )
+        self.write(path, contents, changes if where < 0.8 else ())
+        self.load(rng.choice((path, folder)))
+
     def zip(self, rng, changes) -> None:
         path, weights = self.root / "weights.zip", io.BytesIO()
         torch.save(self.altered(rng), weights)
-        name = rng.choice(("", "folder/", "../", "/", "a/../../")) + checkpoints.WEIGHTS
+        name = rng.choice(("", "folder/", "../", "/", "a/../../")) + WEIGHTS
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w", rng.choice((0, 8)), compresslevel=1) as archive:
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(rng.choice((1, 1, 1, 2))):
@@ -504,16 +588,17 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist webdataset "
-    "shard_indices jpeg png other_image dicom_image checkpoint zip cache_index cache_pixels feature_shard "
-    "zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist table_csv "
+    "table_jsonl table_parquet webdataset shard_indices jpeg png other_image dicom_image checkpoint safetensors zip "
+    "cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
 
 READERS = (
     "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
-    "data/folders data/tar data/shard_index data/shards data/sets data/images data/dicom data/cache datasets "
-    "checkpoints evaluation/features evaluation/zeroshot"
+    "data/folders data/tar data/shard_index data/shards data/tables data/table_rows data/table_files "
+    "data/table_images data/parquet data/splits data/sets data/images data/dicom data/dicom_gray data/cache "
+    "data/weights datasets checkpoints evaluation/features evaluation/zeroshot"
 ).split()
 
 
