@@ -176,7 +176,8 @@ def make_tokens(args, tokenizer, pairs):
     """The captions' token ids; None where there is no text tower."""
     if tokenizer is None:
         return None
-    pad_to = args.context_length if args.text_pooling == "padded" else None
+    padded = args.text_pooling == "padded" or (args.published or {}).get("padded")
+    pad_to = args.context_length if padded else None
     return Tokens(tokenizer, pairs.captions, args.context_length, pad_to)
 
 
@@ -184,9 +185,11 @@ def make_tokens(args, tokenizer, pairs):
 
 
 def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
-    """-> the tokenizer, and its serialised form if a run trained it. None, None where there is no text tower."""
+    """-> the tokenizer, and its serialised form if checkpoints keep it. None, None where there is no text tower."""
     if not options.OBJECTIVES[args.objective].text:
         return None, None
+    if models.brings_text(args.published):
+        return models.own_tokenizer(args.arch, args.published, resumed and resumed.get("tokenizer"))
     if args.text_model != "tiny":
         return load_tokenizer(args.text_model), None
     contents = resumed
@@ -201,23 +204,22 @@ def make_tokenizer(args, resumed: dict | None, pairs) -> tuple:
 def make_model(args, resumed, resumed_path, tokenizer, device):
     """The model with its initial weights, on the device; what --lock-* and --freeze-bn ask for is frozen."""
     model = models.create_model(
-        args.arch, args.objective, args.pretrained if resumed is None else "none", args.text_model, args.text_pooling,
+        args.arch, args.objective, args.pretrained, args.text_model, args.text_pooling,
         len(tokenizer) if tokenizer else None, args.ssl_mlp_dim, args.ssl_emb_dim, args.image_size,
+        args.published, None if resumed is None else (resumed, resumed_path),
     )  # fmt: skip
-    if resumed is not None:
-        checkpoints.load_weights(model, resumed, resumed_path, args.arch)
-    elif args.pretrained == "none":
+    if resumed is None and args.pretrained == "none":
         logger.info("weights: random")
-    elif args.pretrained == "timm":
+    elif resumed is None and not model.loaded:
         logger.info(
             f"weights: timm's {args.arch}{models.published_text(args.text_model, args.objective)}; the rest random"
         )
-    longest = getattr(model.text_encoder.config, "max_position_embeddings", args.context_length) if tokenizer else 0
-    if tokenizer and args.context_length > longest:
+    if tokenizer and args.context_length > (model.positions or args.context_length):
         raise InputError(
-            f"--context-length {args.context_length}: {args.text_model} has positions for {longest} tokens"
+            f"--context-length {args.context_length}: {args.text_model or args.arch} has positions for "
+            f"{model.positions} tokens"
         )
-    models.mean_std(args.normalize, args.arch)
+    models.pixel_statistics(args)
     model.to(device)
     model.lock(*(f"{tower}_encoder" for tower in ("image", "text") if getattr(args, f"lock_{tower}")))
     if args.freeze_bn and model.freeze_batch_norms() == 0:

@@ -33,7 +33,7 @@ from utils import InputError, logger
 def main(args) -> None:
     device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
     contents, path = read_pretrained(args)
-    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{args.arch}").expanduser().absolute()
+    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{utils.folder_name(args.arch)}").expanduser().absolute()
     with lock.output_folder(out) as held:
         # The data.
         entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
@@ -71,7 +71,7 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
     A flag that was given counts first, then the probe's recipe, then what the checkpoint was trained with.
     """
     contents, path, saved = None, None, {}
-    if args.pretrained not in (None, "none", "timm", "medclip"):
+    if args.pretrained not in (None, "none", "medclip") and not models.is_published(args.pretrained):
         path = args.pretrained
         contents = checkpoints.read(path)
         saved = checkpoints.own_arguments(contents) or {}
@@ -81,10 +81,11 @@ def read_pretrained(args) -> tuple[dict | None, str | None]:
             logger.warning(f"--{name.replace('_', '-')} {getattr(args, name)}: the published recipe has {value}")
     for name in ("arch", "image_size", "normalize"):
         setattr(args, name, getattr(args, name) or recipe.get(name, saved.get(name)))
+    if args.arch and args.arch == saved.get("arch"):
+        args.published = saved.get("published")
     models.settle_defaults(args)
-    if args.pretrained == "medclip":
-        path = checkpoints.download_medclip(args.arch)
-        contents = checkpoints.read(path)
+    if args.pretrained == "medclip" or (models.source(args.arch).weights and models.is_published(args.pretrained)):
+        contents, path = models.read_weights(args.arch, args.pretrained, args.published)
     return contents, path
 
 
@@ -148,7 +149,8 @@ def extract_features(args, probe, model, entry: dict, data: dict, device, folder
     dtype, found = utils.amp_dtype(args.amp, device), {}
     with signals.StopRequest() as stop:
         for split in probe.splits:
-            some = dataclasses.replace(data[split], fit="squash") if probe.squash else data[split]
+            fit = "squash" if probe.squash else models.evaluation_view(args, data[split].fit)
+            some = dataclasses.replace(data[split], fit=fit)
             pictures = make_pictures(args, entry, split, some)
             flips = probe.flips and split == "train"
             found[split] = features.extract(model, some, pictures, args, device, dtype, folder / split, stop, flips)

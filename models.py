@@ -4,58 +4,73 @@ MedCLIP (Wang et al., EMNLP 2022; RyanWangZf/MedCLIP) projects a Swin-T or ResNe
 dimensions. MedSLIP adds SLIP's SimCLR head (Mu et al., ECCV 2022; Chen et al., ICML 2020) on the projected image.
 """
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
-import timm
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, SwinModel
-from transformers import logging as transformers_logging
 
 import checkpoints
-from data import hub
 from distributed import batch_norms
 from options import BIO_CLINICAL_BERT, OBJECTIVES
+from towers.parts import POOLINGS, Published, Towers
+from towers.text import text_encoder
 from utils import InputError, queued, resolve
 
-EMBED_DIM = 512
 MEAN_STD = {  # name: (mean, std) of each channel, for pixels from 0 to 1
     "medclip": ((0.5862785803043838,) * 3, (0.27950088968644304,) * 3),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-TIMM_NAMES = {  # what a name of MedCLIP's or SLIP's is in timm, and with which arguments
-    "medclip_resnet": ("resnet50", {}),
-    "vit_small_mocov3_patch16_224": ("vit_small_patch16_224", {"num_heads": 12}),
-}
-BERT_CONFIGS = {  # built in: no network is needed for the architecture
-    BIO_CLINICAL_BERT: BertConfig(vocab_size=28996),
-    "tiny": BertConfig(
-        vocab_size=4096, hidden_size=256, num_hidden_layers=3, num_attention_heads=4, intermediate_size=1024
-    ),
-}
-
-transformers_logging.set_verbosity_error()
-
-
-class PooledSwin(SwinModel):
-    """Swin-T as microsoft/swin-tiny-patch4-window7-224: (B, 3, H, W) -> (B, 768), the mean over the last stage."""
-
-    def forward(self, pixels):
-        return super().forward(pixels).pooler_output
 
 
 class Source(NamedTuple):
-    """Where image encoders come from: "module:function" each, imported when they are used."""
+    """Where encoders come from: "module:function" each, imported when they are used. The first two are of a source of
+    image encoders, which takes its text tower from --text-model; the others of one of whole models."""
 
-    encoder: str  # see `image_encoder` for what it takes and gives
+    encoder: str | None = None  # see `image_encoder` for what it takes and gives
     mean_std: str | None = None  # an arch -> what its published weights were trained with, see `mean_std`
+    published: str | None = None  # (arch, --pretrained or None) -> towers.parts.Published
+    # (arch, --pretrained, Published) -> the path of the weights that it publishes, or a dict of them, by our names
+    # after "published.", and what they are called
+    weights: str | None = None
+    towers: str | None = None  # (arch, Published, whether text is needed, a state dict or None) -> towers.parts.Towers
+    tokenizer: str | None = None  # (arch, Published, what it returned before or None) -> tokenizer, a text to keep
 
 
 SOURCES = {  # a name of --arch, or all of it up to a colon, with that; docs/EXTENDING.md adds one
-    "medclip_vit": Source("models:swin_encoder"),
-    "": Source("models:timm_encoder", "models:timm_mean_std"),  # every other name
+    "open_clip:": Source(
+        published="towers.openclip_files:published",
+        weights="towers.openclip_files:weights",
+        towers="towers.openclip:towers",
+        tokenizer="towers.openclip_files:tokenizer",
+    ),
+    "medclip_vit": Source("towers.swin:swin_encoder"),
+    "hf:": Source(
+        published="towers.hugging_face:published",
+        weights="towers.hugging_face:weights",
+        towers="towers.hugging_face:towers",
+        tokenizer="towers.hugging_face:tokenizer",
+    ),
+    **dict.fromkeys(
+        ("hf-hub:", "local-dir:"),  # as timm spells them
+        Source(
+            published="towers.timm_folders:published",
+            weights="towers.timm_folders:weights",
+            towers="towers.timm_folders:towers",
+        ),
+    ),
+    "gloria": Source(
+        published="towers.gloria:published", weights="towers.gloria:weights", towers="towers.gloria:towers"
+    ),
+    **dict.fromkeys(
+        ("mammo_clip_b2", "mammo_clip_b5"),
+        Source(
+            published="towers.mammo_clip:published",
+            weights="towers.mammo_clip:weights",
+            towers="towers.mammo_clip:towers",
+        ),
+    ),
+    "": Source("towers.timm_encoders:timm_encoder", "towers.timm_encoders:timm_mean_std"),  # every other name
 }
 
 
@@ -72,74 +87,6 @@ def image_encoder(arch: str, pretrained: bool = False, image_size: int = 224) ->
     return resolve(source(arch).encoder)(arch, pretrained, image_size)
 
 
-def swin_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
-    """MedCLIP's ViT."""
-    if pretrained:
-        raise InputError(f"--pretrained timm has no weights for {arch}: use medclip, none or a file")
-    if image_size < 224:
-        raise InputError(f"--image-size {image_size}: {arch}'s last stage has a window of 7 patches: 224 or more")
-    config = SwinConfig(image_size=image_size)
-    return PooledSwin(config), config.hidden_size
-
-
-def timm_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
-    """Any encoder of timm's, by its name there or one of TIMM_NAMES."""
-    name, arguments = TIMM_NAMES.get(arch, (arch, {}))
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:4]
-        hint = f"; timm has {', '.join(close)}" if close else ""
-        raise InputError(f"--arch {arch}: neither medclip_vit, medclip_resnet nor a timm name{hint}")
-    config = timm.get_pretrained_cfg(name)
-    if config is not None and config.fixed_input_size and config.input_size[-1] != image_size:
-        arguments = {**arguments, "img_size": image_size}
-    if pretrained:
-        hub.reach()
-    try:
-        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
-    except Exception as error:  # timm and the hub raise a dozen kinds: no weights, offline, bad size
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--arch {arch}{' --pretrained timm' if pretrained else ''}: {first_line}") from None
-    return encoder, getattr(encoder, "head_hidden_size", encoder.num_features)
-
-
-def text_encoder(text_model: str, vocab_size: int | None = None, pretrained: bool = False) -> nn.Module:
-    """A Hugging Face encoder without pooler. `text_model`: a name, a folder, a `vocab.txt`, or "tiny".
-
-    `vocab_size` replaces the built-in configuration's. Raises InputError if the architecture or the weights cannot
-    be had.
-    """
-    path = Path(text_model)
-    vocabulary_only = path.suffix == ".txt" or (path.is_dir() and not (path / "config.json").exists())
-    name = BIO_CLINICAL_BERT if vocabulary_only else text_model
-    if pretrained and name != "tiny" and not vocabulary_only:
-        try:
-            return hub.load(AutoModel.from_pretrained, text_model, add_pooling_layer=False, dtype=torch.float32)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                f"--text-model {text_model}: no weights: {str(error).splitlines()[0]}: give a folder that has them"
-            ) from None
-    if name in BERT_CONFIGS:
-        config = BertConfig.from_dict(BERT_CONFIGS[name].to_dict())
-        if name == "tiny" and vocab_size is not None:
-            config.vocab_size = vocab_size
-    else:
-        try:
-            config = hub.load(AutoConfig.from_pretrained, text_model)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"--text-model {text_model}: no such folder, and no configuration of that name on the Hugging Face hub "
-                f"({str(error).splitlines()[0]}): give a folder"
-            ) from None
-    if vocab_size is not None and vocab_size > config.vocab_size:
-        raise InputError(
-            f"--text-model {text_model}: its vocabulary has {vocab_size} entries, the model {config.vocab_size}"
-        )
-    try:
-        return AutoModel.from_config(config, add_pooling_layer=False)
-    except TypeError:  # not every architecture has a pooler to leave out
-        return AutoModel.from_config(config)
-
-
 def projection_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     """SimCLR's three-layer projection head as SLIP has it: (B, in_dim) -> (B, out_dim)."""
     return nn.Sequential(
@@ -154,47 +101,43 @@ def projection_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential
 
 
 class MedSLIP(nn.Module):
-    """Two towers, projections without bias to 512, a SimCLR head on the projected image, and a logit scale.
+    """Two towers, their projections, a SimCLR head on the projected image, and a logit scale.
 
-    `text` is a text encoder or None; `ssl_dims` is (hidden, out) of the SimCLR head or None.
+    What `towers` does not bring along is made here: projections without bias to 512. `ssl_dims` is (hidden, out) of
+    the SimCLR head or None.
     """
 
-    def __init__(self, image: nn.Module, width: int, text: nn.Module | None, ssl_dims, text_pooling: str = "masked"):
+    def __init__(self, towers: Towers, ssl_dims: tuple[int, int] | None = None):
         super().__init__()
-        self.text_pooling = text_pooling
+        self.text_pooling = towers.text_pooling
+        self.embed_dim, self.width = towers.embed_dim, towers.width
+        self.vocab_size, self.positions = towers.vocab_size, towers.positions
         self.locked = []
         self.frozen_norms = False
-        self.image_encoder = image.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
-        self.image_projection = nn.Linear(width, EMBED_DIM, bias=False)
-        if text is not None:
-            self.text_encoder = text
-            self.text_projection = nn.Linear(text.config.hidden_size, EMBED_DIM, bias=False)
-            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.image_encoder = towers.image.to(memory_format=torch.channels_last)  # faster convolutions, on CPU and GPU
+        self.image_projection = towers.image_projection or nn.Linear(towers.width, towers.embed_dim, towers.bias)
+        if towers.text is not None:
+            self.text_encoder = towers.text
+            self.text_projection = towers.text_projection or nn.Linear(towers.text_width, towers.embed_dim, towers.bias)
+            self.logit_scale = nn.Parameter(torch.tensor(towers.logit_scale))
+            if towers.logit_bias is not None:  # given to the losses; none of this project's has a use for it
+                self.register_buffer("logit_bias", torch.tensor(towers.logit_bias))
         if ssl_dims is not None:
-            self.ssl_head = projection_head(EMBED_DIM, *ssl_dims)
+            self.ssl_head = projection_head(towers.embed_dim, *ssl_dims)
 
     def encode_image(self, pixels: torch.Tensor, projected: bool = True) -> torch.Tensor:
-        """(B, 1 or 3, H, W) normalised -> (B, 512), or pooled (B, width) if not `projected`. Not L2-normalised."""
+        """(B, 1 or 3, H, W) normalised -> (B, embed_dim), or pooled (B, width) if not `projected`. No L2 norm."""
         if pixels.shape[1] == 1:
             pixels = pixels.expand(-1, 3, -1, -1)
         features = self.image_encoder(pixels)
         return self.image_projection(features) if projected else features
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, projected: bool = True):
-        """(B, T) int64 ids and their mask -> (B, 512), or pooled (B, hidden) if not `projected`. Not L2-normalised.
+        """(B, T) int64 ids and their mask -> (B, embed_dim), or pooled (B, hidden) if not `projected`. No L2 norm.
 
-        The mean of the hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then the mean over the real tokens
-        of a caption; with text_pooling "padded" over all T positions, padding included, as in MedCLIP.
+        `text_pooling` says how tokens become one vector: see towers.parts.POOLINGS.
         """
-        states = self.text_encoder(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
-        ).hidden_states
-        tokens = (states[1] + states[2] + states[-1]) / 3
-        if self.text_pooling == "padded":
-            pooled = tokens.mean(dim=1)
-        else:
-            mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
-            pooled = (tokens * mask).sum(dim=1) / mask.sum(dim=1)
+        pooled = POOLINGS[self.text_pooling](self.text_encoder, input_ids, attention_mask)
         return self.text_projection(pooled) if projected else pooled
 
     def encode(self, image=None, input_ids=None, attention_mask=None, aug1=None, aug2=None, text_order=None) -> dict:
@@ -224,14 +167,16 @@ class MedSLIP(nn.Module):
     def project(self, features: dict) -> dict:
         """The features of `encode` -> their embeddings.
 
-        `image_embed`, `text_embed` and `logit_scale` (already exp) if there are features of `image` and `text`;
-        `aug1_embed` and `aug2_embed` if there are those of `aug1` and `aug2`.
+        `image_embed`, `text_embed`, `logit_scale` (already exp) and perhaps `logit_bias` if there are features of
+        `image` and `text`; `aug1_embed` and `aug2_embed` if there are those of `aug1` and `aug2`.
         """
         outputs = {}
         if "image" in features:
             outputs["image_embed"] = self.image_projection(features["image"])
             outputs["text_embed"] = self.text_projection(features["text"])
             outputs["logit_scale"] = self.logit_scale.exp()
+            if hasattr(self, "logit_bias"):
+                outputs["logit_bias"] = self.logit_bias
         if "aug1" in features:
             outputs["aug1_embed"] = self.ssl_head(self.image_projection(features["aug1"]))
             outputs["aug2_embed"] = self.ssl_head(self.image_projection(features["aug2"]))
@@ -279,7 +224,7 @@ class MedSLIP(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Recompute the encoders' activations in the backward pass instead of keeping them."""
         for encoder in (self.image_encoder, getattr(self, "text_encoder", None)):
-            if hasattr(encoder, "set_grad_checkpointing"):  # timm
+            if callable(getattr(encoder, "set_grad_checkpointing", None)):  # timm, open_clip
                 encoder.set_grad_checkpointing(True)
             elif encoder is not None:
                 names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # transformers renames it
@@ -298,25 +243,79 @@ def create_model(
     vocab_size: int | None = None,
     ssl_mlp_dim: int = 4096,
     ssl_emb_dim: int = 256,
-    image_size: int = 224,
+    image_size: int | None = None,
+    published: dict | None = None,
+    weights: tuple[dict, str] | None = None,
 ) -> MedSLIP:
     """Build what `objective` needs (a name in options.OBJECTIVES, or None for the image tower alone).
 
-    `pretrained` is "none", "medclip", "timm" (the published weights of timm and, for text, of Hugging Face), or a
-    file or folder in any layout of checkpoints.py. `text_model` defaults to Bio_ClinicalBERT. Raises InputError.
+    `pretrained` is "none", "medclip", "published" (what the source of `arch` publishes; of timm's archs, whose text
+    tower is Hugging Face's `text_model`, the weights of both; "timm" is the same), a value of the source's own, or a
+    file or folder in any layout of checkpoints.py. `weights`, a checkpoint's contents and path, count before it.
+    `loaded` of the model are the parts of it that have weights from there.
+
+    `text_model` defaults to Bio_ClinicalBERT, `image_size` to the published model's or 224. `published` is what a
+    checkpoint's arguments say of a published model; without it the source is asked. Raises InputError.
     """
-    published = pretrained == "timm"
-    image, width = image_encoder(arch, published, image_size)
-    text = ssl_dims = None
-    if objective is not None and OBJECTIVES[objective].text:
-        text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, published)
-    if objective is not None and OBJECTIVES[objective].views:
-        ssl_dims = ssl_mlp_dim, ssl_emb_dim
-    model = MedSLIP(image, width, text, ssl_dims, text_pooling)
-    if pretrained not in ("none", "timm"):
-        path = checkpoints.download_medclip(arch) if pretrained == "medclip" else pretrained
-        checkpoints.load_weights(model, checkpoints.read(path), path, arch)
+    found, known = source(arch), None
+    if found.published:
+        known = Published(**published) if published else resolve(found.published)(arch, pretrained)
+    asks = weights is None and is_published(pretrained)
+    image_size = image_size or (known.image_size if known else 224)
+    if weights is None and (found.towers or not is_published(pretrained)) and pretrained != "none":
+        weights = read_weights(arch, pretrained, known and known._asdict())
+    with_text = objective is not None and OBJECTIVES[objective].text
+    if found.towers:
+        state = checkpoints.translate(*weights)[1] if weights else None
+        towers = resolve(found.towers)(arch, known, with_text, state)
+        if vocab_size is not None and towers.text is not None and vocab_size > towers.vocab_size:
+            raise InputError(
+                f"--arch {arch}: its tokenizer has {vocab_size} entries, its text tower {towers.vocab_size}: they are "
+                "not of one model"
+            )
+    else:
+        image, width = image_encoder(arch, asks, image_size)
+        towers = Towers(image, width)
+    if with_text and towers.text is None:
+        if towers.text_pooling and text_pooling != "masked":
+            raise InputError(f"--text-pooling {text_pooling}: --arch {arch} has one of its own, leave it out")
+        text = text_encoder(text_model or BIO_CLINICAL_BERT, vocab_size, asks)
+        if isinstance(towers.text_projection, nn.Identity) and text.config.hidden_size != towers.embed_dim:
+            raise InputError(
+                f"--text-model {text_model}: {text.config.hidden_size} wide, and --arch {arch}, which does not project "
+                f"texts, needs {towers.embed_dim}"
+            )
+        towers = towers._replace(
+            text=text, text_width=text.config.hidden_size, text_pooling=towers.text_pooling or text_pooling,
+            vocab_size=text.config.vocab_size, positions=getattr(text.config, "max_position_embeddings", None),
+        )  # fmt: skip
+    with_views = objective is not None and OBJECTIVES[objective].views
+    model = MedSLIP(towers, (ssl_mlp_dim, ssl_emb_dim) if with_views else None)
+    # A checkpoint of main.py has weights for the images of its run, published ones for those of their own size.
+    resizes = towers.resize is not None and image_size != known.image_size
+    own = weights is None or checkpoints.own_arguments(weights[0]) is not None
+    if resizes and own:
+        towers.resize(image_size)
+    model.loaded = checkpoints.load_weights(model, *weights, arch) if weights else set()
+    if resizes and not own:
+        towers.resize(image_size)
     return model
+
+
+def is_published(pretrained: str) -> bool:
+    """Whether --pretrained asks for weights that the source of the arch publishes."""
+    prefix, colon, _ = pretrained.partition(":")
+    return pretrained in ("published", "timm") or (bool(colon) and prefix + colon in SOURCES)
+
+
+def read_weights(arch: str, pretrained: str, published: dict | None) -> tuple[dict, str]:
+    """The contents of --pretrained, downloaded if need be, and the path or name that they go by. Raises InputError."""
+    path = pretrained
+    if pretrained == "medclip":
+        path = checkpoints.download_medclip(arch)
+    elif is_published(pretrained):
+        path = resolve(source(arch).weights)(arch, pretrained, Published(**published))
+    return path if isinstance(path, tuple) else (checkpoints.read(path), path)
 
 
 def published_text(text_model: str, objective: str) -> str:
@@ -325,29 +324,73 @@ def published_text(text_model: str, objective: str) -> str:
     return "" if vocabulary_only or not OBJECTIVES[objective].text else f" and Hugging Face's {text_model}"
 
 
-def mean_std(normalize: str, arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels for --normalize: of "timm" those that the source of `arch` publishes.
+def mean_std(normalize: str, arch: str, published: dict | None = None):
+    """Mean and standard deviation of the pixels for --normalize, a tuple of three each.
 
-    Raises InputError where it publishes none.
+    Those of "published" ("timm" is the same) are what the published weights were trained with: `published` says so, or
+    the source of `arch`. Raises InputError where it does not.
     """
-    if normalize != "timm":
+    if normalize not in ("published", "timm"):
         return MEAN_STD[normalize]
-    published = source(arch).mean_std
-    if published is None:
-        raise InputError(f"--normalize timm: {arch} is not a timm encoder")
-    return resolve(published)(arch)
+    if published:
+        return tuple(published["mean"]), tuple(published["std"])
+    known = source(arch).mean_std
+    if known is None:
+        raise InputError(f"--normalize {normalize}: {arch} is not a timm encoder")
+    return resolve(known)(arch)
 
 
-def timm_mean_std(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    config = timm.get_pretrained_cfg(TIMM_NAMES.get(arch, (arch, {}))[0])
-    return config.mean, config.std
+def pixel_statistics(args):
+    """`mean_std` for a script's arguments."""
+    return mean_std(args.normalize, args.arch, getattr(args, "published", None))
+
+
+def evaluation_view(args, fit: str) -> str:
+    """How an evaluation shows an image to the encoder, see data.views.whole: as a published model's configuration says,
+    else as `fit` says."""
+    published = getattr(args, "published", None)
+    return published["fit"] if published else fit
+
+
+def own_tokenizer(arch: str, published: dict | None, kept: str | None = None):
+    """The tokenizer that an arch brings along, and a text to keep in checkpoints; None for an arch that has none.
+
+    `kept` is that text, of the checkpoint to go on with. Raises InputError.
+    """
+    return resolve(source(arch).tokenizer)(arch, Published(**published), kept) if brings_text(published) else None
+
+
+def brings_text(published: dict | None) -> bool:
+    """Whether a published model has a text tower of its own, and a tokenizer."""
+    return bool(published and published["context_length"])
 
 
 def settle_defaults(args) -> None:
-    """Set --arch, --image-size, --pretrained and --normalize where neither the command nor a checkpoint has."""
-    args.arch, args.image_size = args.arch or "medclip_vit", args.image_size or 224
-    args.pretrained = args.pretrained or ("medclip" if args.arch.startswith("medclip_") else "none")
+    """Set what neither the command nor a checkpoint has: --arch, --image-size, --pretrained, --normalize, and for a
+    training --context-length and --text-model. `args.published` is a published model's towers.parts.Published.
+
+    Raises InputError for arguments that do not fit the arch.
+    """
+    args.arch = args.arch or "medclip_vit"
+    found = source(args.arch).published
+    if found and not args.published:
+        args.published = resolve(found)(args.arch, args.pretrained)._asdict()
+    known = Published(**args.published) if args.published else None
+    with_text = brings_text(args.published)
+    if with_text and (getattr(args, "text_model", None) or getattr(args, "text_pooling", "masked") != "masked"):
+        raise InputError(f"--arch {args.arch} has a text tower of its own: leave out --text-model and --text-pooling")
+    args.image_size = args.image_size or (known.image_size if known else 224)
+    args.pretrained = args.pretrained or (
+        known.pretrained if known else "medclip" if args.arch.startswith("medclip_") else "none"
+    )
+    prefix, colon, _ = args.pretrained.partition(":")
+    if colon and is_published(args.pretrained) and not args.arch.startswith(prefix + colon):
+        raise InputError(f"--pretrained {args.pretrained}: has no weights for --arch {args.arch}")
     args.normalize = args.normalize or default_normalize(args.arch, args.pretrained)
+    if hasattr(args, "context_length"):
+        args.context_length = args.context_length or (known and known.context_length) or 77
+        if not with_text:
+            args.text_model = args.text_model or BIO_CLINICAL_BERT
 
 
 def default_normalize(arch: str, pretrained: str) -> str:
@@ -355,4 +398,6 @@ def default_normalize(arch: str, pretrained: str) -> str:
     says."""
     if arch.startswith("medclip_"):
         return "medclip"
-    return "timm" if pretrained == "timm" else "imagenet"
+    if pretrained == "timm":
+        return "timm"
+    return "published" if source(arch).published or pretrained == "published" else "imagenet"

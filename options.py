@@ -100,7 +100,7 @@ def add_data(parser, dataset, cache):
     add("--dataset", default=dataset, help="a name in the catalog (default: %(default)s)")
     add("--catalog", default=str(Path(__file__).with_name("dataset_catalog.json")), metavar="FILE")
     add("--root", metavar="FOLDER", help="where the data lies, instead of the catalog's path")
-    add("--image-size", type=positive, metavar="PIXELS", help="default: the checkpoint's, or 224")
+    add("--image-size", type=positive, metavar="PIXELS", help="default: the checkpoint's, the arch's or 224")
     add("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"), help="of DICOM files (default: each file's own)")
     add(
         "--cache",
@@ -118,17 +118,26 @@ def add_data(parser, dataset, cache):
 
 def add_model(parser):
     add = parser.add_argument_group("model").add_argument
-    add("-a", "--arch", help="medclip_vit, medclip_resnet or any timm name (default: medclip_vit, or the checkpoint's)")
+    add(
+        "-a",
+        "--arch",
+        help="medclip_vit, medclip_resnet, mammo_clip_b5, mammo_clip_b2, gloria, any timm name, timm's hf-hub:ORG/NAME "
+        "and local-dir:FOLDER, hf:NAME_OR_FOLDER of transformers, or open_clip:NAME, open_clip:hf-hub:ORG/REPO, "
+        "open_clip:local-dir:FOLDER (default: medclip_vit, or the checkpoint's)",
+    )
     add(
         "--pretrained",
-        metavar="medclip|timm|none|PATH",
-        help="initial weights: MedCLIP's (downloaded), the published ones of timm and Hugging Face, none (random), or "
-        "those of a file or folder (default: medclip for medclip_*, else none)",
+        metavar="medclip|timm|open_clip:TAG|published|none|PATH",
+        help="initial weights: MedCLIP's (downloaded), the published ones of timm and Hugging Face, open_clip's of a "
+        "tag, those that a hub's or a folder's model comes with (published), none (random), or those of a file or "
+        "folder (default: medclip for medclip_*, published for hf:, hf-hub:, local-dir:, mammo_clip_* and gloria, else "
+        "none)",
     )
     add(
         "--normalize",
-        choices=("medclip", "imagenet", "timm"),
-        help="mean and standard deviation of the pixels (default: the checkpoint's; without one medclip for medclip_*, "
+        choices=("medclip", "imagenet", "timm", "published"),
+        help="mean and standard deviation of the pixels; published: what the published weights were trained with, and "
+        "timm is the same (default: the checkpoint's; without one medclip for medclip_*, published for open_clip:*, "
         "timm for --pretrained timm, imagenet for the rest)",
     )
 
@@ -159,7 +168,7 @@ def train_parser() -> Parser:
     add("--metadata", metavar="FILE", help="a file of '<id> <caption>' lines to train on, instead of captions.txt")
     subsets = ("all", "mammo", "mammo+xray")
     add("--subset", choices=subsets, default="all", help="pairs chosen by patterns over captions and keywords")
-    add("--context-length", type=positive, default=77, metavar="TOKENS")
+    add("--context-length", type=positive, metavar="TOKENS", help="default: the text tower's own, or 77")
 
     add_model(parser)
     add = parser.add_argument_group("objective and towers").add_argument
@@ -167,8 +176,8 @@ def train_parser() -> Parser:
     add("--objective", choices=tuple(OBJECTIVES), help="default: slip")
     add(
         "--text-model",
-        default=BIO_CLINICAL_BERT,
-        help="a Hugging Face name or folder, a vocab.txt for Bio_ClinicalBERT's layers, or tiny (default: %(default)s)",
+        help="a Hugging Face name or folder, a vocab.txt for Bio_ClinicalBERT's layers, or tiny (default: "
+        f"{BIO_CLINICAL_BERT}; open_clip's, CLIP and SigLIP models have their own)",
     )
     pooling = "mean over the real tokens, or over padding too as MedCLIP"
     add("--text-pooling", choices=("masked", "padded"), default="masked", help=pooling)
@@ -222,7 +231,7 @@ def linear_parser() -> Parser:
     add_data(parser, dataset="cbis_calc", cache="none")  # a figure does not depend on it
     add_model(parser)
     add = parser.add_argument_group("probe").add_argument
-    features = "after or before the projection to 512 (default: projected if the weights have it)"
+    features = "after or before the projection (default: projected if the weights have it)"
     add("--features", choices=("projected", "pooled"), help=features)
     add(
         "--probe",
@@ -270,6 +279,7 @@ def plain(args) -> dict:
 def parse(parser, argv=None):
     """Parse, fill in what depends on other arguments, and refuse what cannot work together."""
     args = parser.parse_args(argv)
+    args.published = None  # what is known of a published model, see models.settle_defaults
     if getattr(args, "model", None):
         method, _, size = args.model.upper().rpartition("_")
         if size not in SLIP_MODELS or method.lower() not in OBJECTIVES:
@@ -296,7 +306,7 @@ def parse(parser, argv=None):
             parser.error("--batch-size 1: the SimCLR loss and its batch norm need 2 or more")
         if args.lock_text and not objective.text:
             parser.error(f"--lock-text: --objective {args.objective} builds no text tower")
-        if args.context_length < 3:
+        if args.context_length is not None and args.context_length < 3:
             parser.error("--context-length: 3 tokens or more")
     if hasattr(args, "probe"):
         chosen = (args.probe,) if args.probe else ("logistic", "sgd")  # the number of training rows will tell

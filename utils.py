@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,11 @@ EXIT_INTERRUPTED = 75  # BSD's EX_TEMPFAIL: try again later
 
 class InputError(ValueError):
     """Something that a user gave is wrong. The scripts print it as one line and exit with code 2 (run_script)."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, on one line of 300 characters at most."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class Interrupted(Exception):
@@ -137,6 +143,11 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file (byte {error.start})") from None
+
+
+def folder_name(arch: str) -> str:
+    """An --arch as a part of a folder's name: without the separators of a path."""
+    return re.sub(r"[^\w.-]+", "_", arch)
 
 
 def make_folder(path: str | Path) -> Path:

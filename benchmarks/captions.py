@@ -77,7 +77,8 @@ def main() -> None:
         say(f"  {name:12s} {waste(one, batches):5.1f}")
 
     torch.manual_seed(0)
-    model = models.MedSLIP(torch.nn.Identity(), 1, models.text_encoder(models.BIO_CLINICAL_BERT), None)
+    text = models.text_encoder(models.BIO_CLINICAL_BERT)
+    model = models.MedSLIP(models.Towers(torch.nn.Identity(), 1, text, text.config.hidden_size))
     dtype = utils.amp_dtype(None, torch.device("cpu"))
 
     def embed(name, indices):
@@ -101,7 +102,7 @@ def main() -> None:
         say(f"  {name:12s} {each:7.0f} ms a batch   {against} times as fast as 77")
 
     model.eval()
-    image = torch.randn(64, models.EMBED_DIM)
+    image = torch.randn(64, 512)
     with torch.no_grad():
         found = [
             losses.CLIPLoss()(

@@ -257,7 +257,7 @@ def encoders(section: Section) -> None:
         torch.manual_seed(1)
         rows = training.args.batch_size
         pull = {name: torch.randn(rows, model.ssl_head[-1].out_features) for name in EMBEDDINGS[2:]}
-        pull |= {name: torch.randn(rows, models.EMBED_DIM) for name in EMBEDDINGS[:2]}
+        pull |= {name: torch.randn(rows, 512) for name in EMBEDDINGS[:2]}
         truth = one_pass(copy.deepcopy(model).double(), double, CPU, None, pull)
         for dtype, floor in ((None, 1e-5), (torch.bfloat16, 1e-2)):
             kind = "float32" if dtype is None else "bf16"

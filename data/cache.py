@@ -12,6 +12,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -219,10 +220,20 @@ def pictures(choice: str, root: str, name: str, path, n: int, image_size: int):
     return made
 
 
-def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) -> Path | None:
-    """On rank 0: choose a folder and build the cache in it -> the folder, or None if there is to be no cache."""
+class Plan(NamedTuple):
+    """Where the pictures of a split are kept: `folder`, or None and `why`. `whole`: the cache is there; if it is not,
+    building it takes about `needed` bytes."""
+
+    folder: Path | None
+    why: str = ""
+    whole: bool = False
+    needed: int = 0
+
+
+def plan(choice: str, root: str, name: str, path, n: int, image_size: int) -> Plan:
+    """Choose a folder for the cache of n files; see `pictures`. Nothing is written. Raises InputError."""
     if choice == "none" or n == 0:
-        return None
+        return Plan(None, "--cache none")
     listing = hashlib.sha256(f"{SIDES}".encode())
     for i in range(n):
         listing.update(path(i).encode() + b"\n")
@@ -235,17 +246,25 @@ def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) ->
     for candidate in candidates:
         made = Cache(candidate / key, path, n)
         if (candidate / key).is_dir() and not made.open():
-            logger.info(f"{name}: pictures from the cache {made.folder}")
-            return made.folder
+            return Plan(made.folder, whole=True)
     if choice == "auto" and image_size > min(SIDES) * 1.25:
-        logger.info(f"{name}: no cache: views of {image_size} pixels are cut from the files themselves")
-        return None
+        return Plan(None, f"views of {image_size} pixels are cut from the files themselves")
     needed = estimate(path, n)
     for candidate in candidates:
-        free, made = free_bytes(candidate), Cache(candidate / key, path, n)
-        begun = lock.in_use(made.folder)  # another run found that it fits, and has used some of that room since
-        if choice != "auto" or begun or needed <= FREE * free:
-            complete(made, f" of about {needed / 1e9:.1f} GB ({free / 1e9:.0f} GB free) for {name}")
-            return made.folder
-    logger.info(f"{name}: no cache: about {needed / 1e9:.1f} GB would not fit; pictures come from the files themselves")
-    return None
+        begun = lock.in_use(candidate / key)  # another run found that it fits, and has used some of that room since
+        if choice != "auto" or begun or needed <= FREE * free_bytes(candidate):
+            return Plan(candidate / key, needed=needed)
+    return Plan(None, f"about {needed / 1e9:.1f} GB would not fit; pictures come from the files themselves")
+
+
+def prepare(choice: str, root: str, name: str, path, n: int, image_size: int) -> Path | None:
+    """On rank 0: choose a folder and build the cache in it -> the folder, or None if there is to be no cache."""
+    found = plan(choice, root, name, path, n, image_size)
+    if found.whole:
+        logger.info(f"{name}: pictures from the cache {found.folder}")
+    elif found.folder is not None:
+        about = f" of about {found.needed / 1e9:.1f} GB ({free_bytes(found.folder) / 1e9:.0f} GB free) for {name}"
+        complete(Cache(found.folder, path, n), about)
+    elif choice != "none" and n:
+        logger.info(f"{name}: no cache: {found.why}")
+    return found.folder

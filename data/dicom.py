@@ -1,13 +1,11 @@
-"""DICOM files as 8-bit pictures: pydicom decodes the pixels, and they are shown as a viewer shows them at first.
+"""DICOM files as 8-bit pictures: what is in a file, whether it is whole, and its pixels, which pydicom decodes.
 
-Rescale or modality LUT, then VOI LUT or window, then MONOCHROME1 inverted (PS3.3 C.11.1, C.11.2 and C.7.6.3.1.2).
 Only runs with DICOM files import this module, since pydicom takes a while.
 """
 
 import contextlib
 import io
 import logging
-import math
 import os
 import struct
 import warnings
@@ -19,12 +17,13 @@ from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, as_pixel_options, get_decoder
+from pydicom.pixels import apply_color_lut, as_pixel_options, get_decoder
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from data import locations
+from data.dicom_gray import to_gray
 from utils import InputError
 
 QUIET = "pydicom|pylibjpeg|libjpeg|openjpeg"
@@ -44,7 +43,6 @@ SHOWN = (
 PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 ENDLESS = 0xFFFFFFFF  # the length of an element whose value ends with a delimiter
 GRAY = ("MONOCHROME1", "MONOCHROME2")
-BLOCK = 1 << 20  # pixels that are looked up at once
 AGAIN = "download it again or remove it, or pass --skip-broken"
 
 
@@ -155,13 +153,13 @@ def find_pixels(file, header: Dataset, syntax: UID) -> tuple[str, str]:
     if header.Rows * header.Columns > Image.MAX_IMAGE_PIXELS:
         raise Refused(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels", "make it smaller or remove it")
     header.setdefault("SamplesPerPixel", 1)
+    header.setdefault("BitsStored", header.BitsAllocated)
     value = file.tell()
     if syntax.is_encapsulated if syntax.is_transfer_syntax else length == ENDLESS:
         if length != ENDLESS:
             raise Refused(f"its pixels are not in fragments, as {syntax.name} has them")
         skip_fragments(file, end)
     else:
-        header.setdefault("BitsStored", header.BitsAllocated)
         expected = get_expected_length(header)
         if not expected <= min(length, end - value):
             raise Refused(f"cut short: {min(length, end - value):,} of {expected:,} bytes of its pixels")
@@ -252,7 +250,7 @@ def decode(file, header: Dataset, syntax: UID, keyword: str, vr: str) -> tuple[n
     try:
         pixels, properties = decoder.as_array(file, index=0, **options)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # as pylibjpeg-rle has it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # pylibjpeg-rle's, of Rust
             raise
         reason = " ".join(str(error).split()).partition("plugins: ")
         raise Refused(f"its {syntax.name} data cannot be decoded: {(reason[2] or reason[0])[:160]}") from None
@@ -275,82 +273,3 @@ def coded_size(frame: bytes) -> tuple[int, int, int] | None:
     except (struct.error, IndexError, ValueError):
         pass
     return None
-
-
-def to_gray(header: Dataset, stored: np.ndarray, window) -> np.ndarray:
-    """Stored pixels (h, w) of up to 32 bits, or floats -> (h, w) uint8.
-
-    Of 8 and 16 bits every possible value is shaded once and looked up: no array of floats as large as the picture.
-    """
-    if stored.dtype.kind == "f" or stored.dtype.itemsize > 2:
-        return shade(header, stored, np.ones(stored.shape, bool), window)
-    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-    every = np.arange(2 ** (8 * unsigned.itemsize), dtype=unsigned).view(stored.dtype)
-    flat = np.ascontiguousarray(stored).view(unsigned).ravel()
-    blocks = [slice(start, start + BLOCK) for start in range(0, flat.size, BLOCK)]
-    present, shown = np.zeros(every.shape, bool), np.empty(flat.shape, np.uint8)
-    for block in blocks:
-        present[flat[block]] = True
-    table = shade(header, every, present, window)
-    for block in blocks:
-        shown[block] = table[flat[block]]
-    return shown.reshape(stored.shape)
-
-
-def shade(header: Dataset, stored: np.ndarray, present: np.ndarray, window) -> np.ndarray:
-    """Stored values -> their gray levels 0 to 255, uint8. `present` says which of them the picture has."""
-    values = apply_modality_lut(stored, header)
-    centre, width = window or (first(header.get("WindowCenter")), first(header.get("WindowWidth")))
-    function = (
-        ("LINEAR" if width >= 1 else "LINEAR_EXACT")
-        if window
-        else str(header.get("VOILUTFunction") or "LINEAR").upper()
-    )
-    padding = is_padding(header, stored)
-    if header.get("VOILUTSequence") and not window:
-        bits = header.VOILUTSequence[0].LUTDescriptor[2]
-        shown = apply_voi(values, header) / (2**bits - 1)
-    elif math.isfinite(centre) and width >= (1 if function == "LINEAR" else 1e-9):
-        shown = windowed(values, centre, width, function)
-    elif header.BitsStored == 8 and np.array_equal(values, stored.view(np.uint8)):
-        shown = values / 255
-    else:
-        used = values[present & ~padding]
-        low, high = (float(used.min()), float(used.max())) if used.size else (0.0, 1.0)
-        shown = (values - low) / max(high - low, 1e-30)
-    if not np.isfinite(shown[present]).all():
-        raise Refused("its rescale or window leads to no number")
-    if header.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1 - shown
-    shown = np.rint(shown.clip(0, 1) * 255).astype(np.uint8)
-    shown[padding] = 0
-    return shown
-
-
-def windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """A window's share of the full range, 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - centre) / width))
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    elif function != "LINEAR_EXACT":
-        raise Refused(f"its VOI LUT function is '{function[:20]}'")
-    return ((values - centre) / width + 0.5).clip(0, 1) if width else (values > centre).astype(float)
-
-
-def is_padding(header: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Which stored values fill the picture where there was no measurement; they are shown black."""
-    value = header.get("PixelPaddingValue")
-    if not isinstance(value, int) or stored.dtype.kind == "f":
-        return np.zeros(stored.shape, bool)
-    # Its representation is that of the pixels, but is often written as the other one.
-    ends = [np.int64(end).astype(stored.dtype) for end in (value, header.get("PixelPaddingRangeLimit", value))]
-    return (stored >= min(ends)) & (stored <= max(ends))
-
-
-def first(value) -> float:
-    """The first of a header's values, nan if there is none."""
-    try:
-        return float(value if isinstance(value, (int, float, str)) else value[0])
-    except (TypeError, ValueError, IndexError):
-        return math.nan

@@ -4,8 +4,9 @@ import contextlib
 import functools
 import os
 import threading
+from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import get_session
 
 SECONDS = 3.0  # that the hub has to answer; its library would try for minutes
@@ -47,3 +48,11 @@ def load(function, name: str, **arguments):
     except OSError:
         why = "HF_HUB_OFFLINE is set" if OFFLINE else f"{constants.ENDPOINT} does not answer"
         raise OSError(f"{why}, and the hub's cache lacks it") from None
+
+
+def file(name: str, filename: str, revision: str | None = None) -> Path:
+    """A file of ORG/NAME on the hub, as it lies in the cache; from there if the hub does not answer.
+
+    Raises OSError, or ValueError for a name that is none.
+    """
+    return Path(load(hf_hub_download, name, filename=filename, revision=revision))

@@ -53,10 +53,13 @@ class Pairs:
     def without(self, broken: set[str]) -> "Pairs":
         """The pairs whose image is not in `broken` (locations)."""
         whole = np.array([self.located(file) not in broken for file in self.files.strings], bool)
-        keep = whole[self.files.which]
+        return replace(self.take(whole[self.files.which]), unreadable=sorted(map(locations.show, broken)))
+
+    def take(self, keep: np.ndarray) -> "Pairs":
+        """The pairs where `keep` (N,) is true."""
         return replace(
             self, ids=self.ids.take(keep), files=self.files.take(keep), captions=self.captions.take(keep),
-            articles=self.articles and self.articles.take(keep), unreadable=sorted(map(locations.show, broken)),
+            articles=self.articles and self.articles.take(keep),
         )  # fmt: skip
 
 

@@ -241,10 +241,10 @@ def make_all(shards: list[Path], keys: dict[str, str], processes: int):
             return
         context = get_context("fork")  # Python reads headers under its lock, so that threads would take turns
         with ProcessPoolExecutor(min(processes, len(shards)), context, start_worker, (0,)) as pool:
-            jobs = {pool.submit(make, shard, keys): shard for shard in shards}
+            jobs = {shard: pool.submit(make, shard, keys) for shard in shards}
             try:
-                for job, shard in jobs.items():
-                    yield shard, job.result()
+                for shard in shards:
+                    yield shard, jobs.pop(shard).result()
                     bar.update(1)
             except BrokenProcessPool:
                 where = shards[0].parent

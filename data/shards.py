@@ -244,7 +244,7 @@ def expand(text: str) -> list[str]:
         padded = any(re.match(r"-?0\d", word) for word in match.groups()[:2])
         width = max(map(len, match.groups()[:2])) if padded else 0
         numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-        words = (f"{number:0{width}d}" for number in itertools.islice(numbers, MOST_SHARDS + 1))
+        words = [f"{number:0{width}d}" for number in numbers[: MOST_SHARDS + 1]]
     else:
         raise InputError(f"{text[:80]!a}: expected braces such as {{000000..000999}} or {{a,b}}")
     heads, tails = [text[:start] + word for word in words], expand(text[end + 1 :])

@@ -1,5 +1,6 @@
 """Tokenizers, and captions tokenised once into packed arrays."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def from_json(serialised: str):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+def pack(folder: Path) -> str:
+    """The files of a folder, of which a tokenizer saved itself there, as one text that a checkpoint can keep."""
+    return json.dumps({path.name: path.read_bytes().decode("latin-1") for path in sorted(folder.iterdir())})
+
+
+def unpack(text: str, folder: Path) -> None:
+    """Write the files that `pack` made a text of. Raises ValueError or AttributeError for another text."""
+    for name, contents in json.loads(text).items():
+        (folder / Path(name).name).write_bytes(contents.encode("latin-1"))
+
+
 def load_tokenizer(text_model: str):
     """The tokenizer of a Hugging Face name, a folder, or a `vocab.txt`.
 
@@ -79,10 +91,32 @@ def load_tokenizer(text_model: str):
         ) from None
 
 
+class PaddingTokenizer:
+    """A tokenizer that pads every text, as open_clip's do, with the interface that `Tokens` takes.
+
+    `size` is what a text tower's vocabulary must have. Without `strip` the padding stays, for a tower that sees it.
+    """
+
+    lazy_from = 200_000  # captions: they are cleaned, and perhaps tokenised too, in Python
+
+    def __init__(self, tokenizer, pad_token_id: int, size: int, strip: bool):
+        self.tokenizer, self.pad_token_id, self.size, self.strip = tokenizer, pad_token_id, size, strip
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __call__(self, texts: list[str], truncation: bool, max_length: int) -> dict:
+        ids = self.tokenizer(texts, max_length).numpy()
+        if not self.strip:
+            return {"input_ids": list(ids)}
+        lengths = ids.shape[1] - (ids[:, ::-1] != self.pad_token_id).argmax(axis=1)
+        return {"input_ids": [row[:length] for row, length in zip(ids, lengths, strict=True)]}
+
+
 class Tokens:
     """Token ids of N captions, start and end tokens included, in one array of 16 or 32 bits with N + 1 offsets.
 
-    LAZY_FROM captions or more are not tokenised beforehand, but batch by batch.
+    LAZY_FROM captions or more (of a slow tokenizer `lazy_from`) are not tokenised beforehand, but batch by batch.
     """
 
     def __init__(self, tokenizer, captions, context_length: int, pad_to: int | None = None, at_once: int = 8192):
@@ -90,7 +124,7 @@ class Tokens:
         caption of each of its chunks. `at_once` captions are tokenised together."""
         self.pad_id, self.pad_to = tokenizer.pad_token_id, pad_to
         self.tokenizer, self.captions, self.context_length = tokenizer, captions, context_length
-        self.lazy = len(captions) >= LAZY_FROM
+        self.lazy = len(captions) >= getattr(tokenizer, "lazy_from", LAZY_FROM)
         if self.lazy:
             return
         dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32

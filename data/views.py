@@ -92,12 +92,14 @@ def crop(picture: Picture, row: np.ndarray, size: int, out: np.ndarray) -> None:
 
 
 def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
-    """The view for evaluation, (size, size) or (size, size, 3) uint8, resized bilinearly with antialiasing.
+    """The view for evaluation, (size, size) or (size, size, 3) uint8, resized with antialiasing, bilinearly by default.
 
     `fit` "squash": the whole image, its sides changed to `size`. "center": the shorter side is brought to `size`, and
     the middle is cut out. "center256": the same after the shorter side is brought to size * 8/7 (224: 256), as in
-    SLIP's linear probe.
+    SLIP's linear probe. "shortest bicubic", "squash bilinear" and so on are open_clip's modes, see `published_view`.
     """
+    if " " in fit:
+        return published_view(picture, size, *fit.split())
     short = round(size * 8 / 7) if fit == "center256" else size
     level = next((one for one in reversed(picture.levels) if min(one.shape[:2]) >= short), picture.levels[0])
     image = Image.fromarray(level)
@@ -106,6 +108,35 @@ def whole(picture: Picture, size: int, fit: str) -> np.ndarray:
     scale = short / min(picture.width, picture.height)
     image = image.resize([max(short, round(side * scale)) for side in (picture.width, picture.height)], Image.BILINEAR)
     left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def published_view(
+    picture: Picture, size: int, mode: str, interpolation: str, fill: str = "0", share: str = "1"
+) -> np.ndarray:
+    """The view for evaluation that a published model's configuration asks for, to the pixel.
+
+    `mode` "shortest": the shorter side is brought to `size`, and the middle is cut out (open_clip, timm); "middle": the
+    same, the middle rounded as transformers does; "squash": both sides are; "longest": the longer side is, and what is
+    left of the square has the gray level `fill`. With a `share` all this is done at `size` / `share`, and the middle is
+    cut out.
+    """
+    how = Image.BILINEAR if interpolation == "bilinear" else Image.BICUBIC
+    longest, target = mode == "longest", math.floor(size / float(share) + 1e-6)
+    side = max if longest else min  # the side that is to have `target` pixels
+    level = next((one for one in reversed(picture.levels) if side(one.shape[:2]) >= target), picture.levels[0])
+    image, sides = Image.fromarray(level), (picture.width, picture.height)
+    if longest:
+        ratio = max(sides) / target
+        image = image.resize([max(1, round(one / ratio)) for one in sides], how)
+        square = Image.new(image.mode, (target, target), int(fill) if image.mode == "L" else (int(fill),) * 3)
+        square.paste(image, ((target - image.width) // 2, (target - image.height) // 2))
+        image = square
+    else:
+        image = image.resize(
+            [target] * 2 if mode == "squash" else [int(target * one / min(sides)) for one in sides], how
+        )
+    left, top = ((int if mode == "middle" else round)((one - size) / 2) for one in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

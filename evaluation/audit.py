@@ -145,11 +145,9 @@ def perceptual_hash(gray: np.ndarray) -> int:
 def close_pairs(first: np.ndarray, second: np.ndarray, block: int = 512):
     """Row numbers of the pairs of hashes within NEAR bits, and their distances."""
     found = []
-    bits = np.array([bin(i).count("1") for i in range(256)], np.uint8)
     for start in range(0, len(first), block):
-        apart = first[start : start + block, None] ^ second[None]
-        distance = bits[apart[..., None].view(np.uint8)].sum(axis=-1)
-        rows, columns = np.nonzero(distance <= NEAR)
+        distance = np.bitwise_count(first[start : start + block, None] ^ second)
+        rows, columns = np.divmod(np.flatnonzero(distance <= NEAR), len(second))  # faster than nonzero of two axes
         found.append((rows + start, columns, distance[rows, columns]))
     return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 

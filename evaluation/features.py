@@ -32,7 +32,7 @@ def extract(model, data, pictures, args, device, dtype, folder: Path, stop, flip
     """
     batches = rank_batches(len(data), args.batch_size, distributed.rank(), distributed.world_size())
     projected = args.features == "projected"
-    width = models.EMBED_DIM if projected else model.image_projection.in_features
+    width = model.embed_dim if projected else model.width
     shape = (len(FLIPS), width) if flips else (width,)
     key = identity(model, data, args, dtype, flips)
     kept = Shards(folder / f"{distributed.rank()}_of_{distributed.world_size()}", key, shape)
@@ -42,7 +42,7 @@ def extract(model, data, pictures, args, device, dtype, folder: Path, stop, flip
         logger.info(f"going on with {done} of {len(batches)} batches of features in {folder}")
     most = max(distributed.all_objects(len(batches) - done))  # every rank must ask `stop` the same number of times
     dataset = views.WholeImages(pictures, None, args.image_size, data.fit)
-    norm = models.mean_std(args.normalize, args.arch)
+    norm = models.pixel_statistics(args)
     progress = Progress(len(batches), args.print_freq, "features", done)
     new, saved_at = [], time.monotonic()
     every_steps, every_seconds = args.save_every

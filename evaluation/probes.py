@@ -17,7 +17,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import checkpoints
 import models
 from options import PROBES
 from utils import InputError, logger, resolve
@@ -44,12 +43,13 @@ class Probe:
 
         `contents` and `path` are the checkpoint's; without one (--pretrained timm, none) both are None.
         """
-        published = "timm" if args.pretrained == "timm" else "none"
-        model = models.create_model(args.arch, None, published, image_size=args.image_size)
+        model = models.create_model(
+            args.arch, None, args.pretrained, image_size=args.image_size, published=args.published,
+            weights=None if contents is None else (contents, path),
+        )  # fmt: skip
         if contents is None:
-            logger.info(f"weights: {'random' if published == 'none' else 'published by timm'}")
-            return model, set()
-        return model, checkpoints.load_weights(model, contents, path, args.arch)
+            logger.info(f"weights: {'random' if args.pretrained == 'none' else 'published by timm'}")
+        return model, model.loaded
 
     def fit(self, rows: np.ndarray, data, args):
         """From the training split (datasets.Labelled) and its features (N, D) float32 -> a function from the features

@@ -45,7 +45,7 @@ def validation_loader(args, pictures, tokens, device):
         batches = EpochBatches(len(pictures), batch_size, 1, distributed.rank(), world, args.seed)
         dataset = views.TrainViews(pictures, None, args.objective, args.image_size, args.seed)
         return open_loader(dataset, batches, args.workers, device)
-    dataset = views.WholeImages(pictures, tokens, args.image_size, "center")
+    dataset = views.WholeImages(pictures, tokens, args.image_size, models.evaluation_view(args, "center"))
     batches = rank_batches(len(pictures), args.batch_size, distributed.rank(), world)
     return open_loader(dataset, batches, args.workers, device)
 
@@ -81,7 +81,7 @@ def mean_recall(results: dict) -> float:
 def outputs_of(model, validation: Validation, args, stop):
     """Yields the model's outputs for each batch, and None at last if `stop` asks to leave: on all ranks at once."""
     model.eval()
-    norm, device = models.mean_std(args.normalize, args.arch), next(model.parameters()).device
+    norm, device = models.pixel_statistics(args), next(model.parameters()).device
     dtype = utils.amp_dtype(args.amp, device)
     most = math.ceil(math.ceil(len(validation) / distributed.world_size()) / args.batch_size)
     batches = itertools.chain(validation.loader, itertools.repeat(None))
@@ -114,13 +114,13 @@ def validation_loss(model, validation: Validation, args, stop=None) -> dict | No
 
 @torch.no_grad()
 def embed(model, validation: Validation, args, stop=None) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The image and caption embeddings (N, 512) of the whole split, in order, L2-normalised; None if asked to leave."""
+    """The image and caption embeddings (N, D) of the whole split, in order, L2-normalised; None if asked to leave."""
     found = []
     for outputs in outputs_of(model, validation, args, stop):
         if outputs is None:
             return None
         found.append((outputs["image_embed"], outputs["text_embed"]))
-    none = torch.zeros(0, models.EMBED_DIM, device=next(model.parameters()).device)
+    none = torch.zeros(0, model.embed_dim, device=next(model.parameters()).device)
     columns = zip(*found, strict=True) if found else (([none],) * 2)
     image, caption = (
         distributed.gather_rows(utils.full_precision(torch.cat(column)), len(validation)) for column in columns

@@ -37,14 +37,17 @@ class ZeroShot(Probe):
             )
         args.text_model = args.text_model or saved.get("text_model")
         serialised = contents.get("tokenizer")
-        name = args.text_model or models.BIO_CLINICAL_BERT
-        self.tokenizer = from_json(serialised) if serialised else load_tokenizer(name)
-        self.context_length = saved.get("context_length", 77)
+        if models.brings_text(args.published):
+            self.tokenizer, _ = models.own_tokenizer(args.arch, args.published, serialised)
+        else:
+            name = args.text_model or models.BIO_CLINICAL_BERT
+            self.tokenizer = from_json(serialised) if serialised else load_tokenizer(name)
+        self.context_length = saved.get("context_length") or (args.published or {}).get("context_length") or 77
         self.model = models.create_model(
             args.arch, "clip", "none", args.text_model, saved.get("text_pooling", "masked"), len(self.tokenizer),
-            image_size=args.image_size,
+            image_size=args.image_size, published=args.published, weights=(contents, path),
         )  # fmt: skip
-        loaded = checkpoints.load_weights(self.model, contents, path, args.arch)
+        loaded = self.model.loaded
         absent = {"text_encoder", "text_projection", "image_projection"} - loaded
         if absent:
             raise InputError(
@@ -65,7 +68,7 @@ class ZeroShot(Probe):
     def fit_findings(self, rows: None, data, args):
         """A finding's prompts against those of its absence: a softmax over the two, as CheXzero has it (Tiu et al.,
         Nature Biomedical Engineering 2022)."""
-        kinds, selected = self.embed(args)  # (2K, 512)
+        kinds, selected = self.embed(args)  # (2K, D)
 
         def predict(unseen: np.ndarray) -> np.ndarray:
             similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ kinds.T
@@ -80,7 +83,7 @@ class ZeroShot(Probe):
         model, length = self.model, self.context_length
         device = model.logit_scale.device
         dtype = utils.amp_dtype(args.amp, device)
-        pad_to = length if model.text_pooling == "padded" else None
+        pad_to = length if model.text_pooling == "padded" or (args.published or {}).get("padded") else None
         means = []
         for some in self.prompts:
             batch = Tokens(self.tokenizer, some, length, pad_to).batch(range(len(some)))

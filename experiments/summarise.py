@@ -109,7 +109,7 @@ def encode(model, saved: dict, name: str, data, fit: str) -> torch.Tensor:
     if name not in BATCHES:
         dataset = views.WholeImages(data, None, saved["image_size"], fit)
         BATCHES[name] = [dataset.__getitems__(batch) for batch in rank_batches(len(data), 128, 0, 1)]
-    norm = models.mean_std(saved["normalize"], saved["arch"])
+    norm = models.mean_std(saved["normalize"], saved["arch"], saved.get("published"))
     rows = []
     for batch in BATCHES[name]:
         (pixels,) = augment.make_views(batch, *norm, torch.device("cpu"))

@@ -1,6 +1,7 @@
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -112,6 +113,16 @@ def folders(tmp_path):
     catalog = tmp_path / "catalog.json"
     catalog.write_text('{"imagenet": {"path": "folders", "type": "imagefolder", "train": "train", "test": "val"}}')
     return catalog
+
+
+def put(home: Path, name: str, source: Path, *files: str) -> None:
+    """Put some files of a folder into the hub's cache in `home`, where its library would have put them."""
+    root, commit = home / "hub" / f"models--{name.replace('/', '--')}", "a" * 40
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit)
+    (root / "snapshots" / commit).mkdir(parents=True)
+    for file in files:
+        shutil.copy(source / file, root / "snapshots" / commit)
 
 
 def run_cli(capsys, main, parser, *words) -> tuple[int, str, str]:

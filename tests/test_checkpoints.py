@@ -3,6 +3,7 @@
 import argparse
 import http.server
 import io
+import json
 import socket
 import threading
 import zipfile
@@ -10,6 +11,7 @@ import zipfile
 import pytest
 import torch
 from medclip_layout import medclip_state
+from safetensors.torch import save_file
 
 import checkpoints
 import models
@@ -98,6 +100,106 @@ def test_medclip_zip_and_old_names(tmp_path):
     query = next(v for k, v in model.state_dict().items() if "layers.0.blocks.0.attention" in k and "q" in k)
     assert torch.equal(query, state["vision_model.model.encoder.layers.0.blocks.0.attention.self.query.weight"])
     assert not list(tmp_path.parent.rglob("escaped.txt"))
+
+
+def packed(module):
+    """Its weights as safetensors takes them: not channels last."""
+    return {key: value.contiguous() for key, value in module.state_dict().items()}
+
+
+def shared_out(state, folder, files=2):
+    """Weights in several safetensors files with an index, as transformers saves large models."""
+    names = [f"model-{number:05d}.safetensors" for number in range(files)]
+    for number, name in enumerate(names):
+        save_file(dict(list(state.items())[number::files]), folder / name)
+    where = {key: names[number % files] for number, key in enumerate(state)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+def test_safetensors_of_any_layout(tmp_path):
+    source = small()
+    save_file(packed(source), tmp_path / "own.safetensors")
+    assert same(load(small(), tmp_path / "own.safetensors"), source)
+    medclip = medclip_state("resnet")
+    save_file({key: value.contiguous() for key, value in medclip.items()}, tmp_path / "model.safetensors")
+    model = models.create_model("medclip_resnet", None, str(tmp_path))  # the folder that holds it
+    assert torch.equal(model.image_projection.weight, medclip["vision_model.model.fc.weight"])
+    visual = {f"visual.{key}": value for key, value in packed(source.image_encoder).items()}
+    (tmp_path / "shards").mkdir()
+    folder = shared_out(visual, tmp_path / "shards")
+    assert same(load(small(None), folder).image_encoder, source.image_encoder)
+    assert same(load(small(None), folder / "model.safetensors.index.json").image_encoder, source.image_encoder)
+
+
+def safetensors(text: bytes, after: bytes = b"", length: int | None = None) -> bytes:
+    """A file with this header, whose length is said to be `length`."""
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + after
+
+
+ONE = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'  # and eight bytes
+
+
+@pytest.mark.parametrize(
+    ("contents", "why"),
+    [
+        (b"", "header too small"),
+        (b"no safetensors file", "header too large"),
+        (safetensors(b"{}", length=1 << 62), "header too large"),
+        (safetensors(b"{}", length=99_000_000), "header"),
+        (safetensors(b"[]"), "JSON"),
+        (safetensors(b'{"a": {}}'), "JSON"),
+        (safetensors(b"[" * 100_000), "JSON"),
+        (safetensors(ONE, b"1234"), "incomplete"),  # cut short
+        (safetensors(ONE, b"12345678and more"), "incomplete"),
+        (safetensors(ONE.replace(b"[2]", b"[3]"), b"12345678"), "shape"),
+        (safetensors(ONE.replace(b"[2]", b"[9999999999999999999999]"), b"12345678"), "JSON"),
+        (safetensors(ONE.replace(b"F32", b"X99"), b"12345678"), "JSON"),
+        (safetensors(ONE.replace(b"[0, 8]", b"[8, 16]"), b"12345678"), "offset"),
+    ],
+)
+def test_damaged_safetensors(tmp_path, contents, why):
+    (tmp_path / "model.safetensors").write_bytes(contents)
+    message = rf"model\.safetensors: is damaged or no safetensors file \(.*{why}.*\); it was not loaded"
+    with pytest.raises(InputError, match=message) as error:
+        checkpoints.read(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_safetensors_that_do_not_fit(tmp_path):
+    state = packed(small())
+    key, path = "image_projection.weight", tmp_path / "c.safetensors"
+    for wrong, message in (
+        (torch.ones(2, 2), r"misshapen: .* is \(2, 2\)"),
+        (torch.full_like(state[key], float("nan")), f"not finite: {key}"),
+        (state[key].to(torch.float8_e4m3fn), f"{key}: of torch.float8_e4m3fn, which is not loaded"),
+    ):
+        save_file({**state, key: wrong}, path)
+        with pytest.raises(InputError, match=message):
+            load(small(), path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must name files beside it"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "must name files beside it"),
+        ('{"weight_map": {"a": "/etc/hostname"}}', "must name files beside it"),
+        ('{"weight_map": {"a": 3}}', "must name files beside it"),
+        ('{"weight_map": {"a": "absent.safetensors"}}', r"names absent\.safetensors, which is not there"),
+        ('{"weight_map": {"image_encoder.none": "model-00000.safetensors"}}', "lack image_encoder.none"),
+    ],
+)
+def test_a_wrong_index(tmp_path, text, message):
+    shared_out(packed(small()), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        checkpoints.read(tmp_path)
+
+
+def test_a_folder_without_weights(tmp_path):
+    with pytest.raises(InputError, match=r"no checkpoint in this folder.*model\.safetensors.*pytorch_model\.bin"):
+        checkpoints.read(tmp_path)
 
 
 @pytest.mark.parametrize(

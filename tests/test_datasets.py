@@ -34,6 +34,8 @@ def catalog(tmp_path, entries) -> str:
         ({"mine": {"pth": "x", "type": "roco"}}, "lacks path and does not know pth"),
         ({"mine": {"path": 3, "type": "roco"}}, "expected an object of strings"),
         ({"mine": {"path": "x", "type": "special"}}, "a special set is one of cifar10"),
+        ({"mine": {"path": "x", "type": "roco", "window": "40/0"}}, "the window '40/0' is not CENTER/WIDTH"),
+        ({"mine": {"path": "x", "type": "roco", "window": "40"}}, "the window '40' is not CENTER/WIDTH"),
     ],
 )
 def test_bad_catalogs(tmp_path, entries, message):
@@ -104,6 +106,7 @@ def test_special_from_torchvisions_own_files(tmp_path):
     entry = datasets.find_entry(catalog(tmp_path, {"mnist": {"path": ".", "type": "special"}}), "mnist")
     data = datasets.labelled_set(entry, "test")
     assert len(data) == 10 and len(data.classes) == 10 and data[3].levels[0].ndim == 2 and data.ids[0] == "test_00000"
+    assert np.array_equal(datasets.labelled_set({**entry, "window": "40/400"}, "test")[3].levels[0], data[3].levels[0])
 
 
 def test_a_set_without_classes(tmp_path):

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 PAGE = (REPOSITORY / "docs" / "EXTENDING.md").read_text()
 SECTIONS = {text.splitlines()[0]: text for text in PAGE.split("\n## ")[1:]}
-PARTS = ("*.py", "data", "training", "evaluation", "tools", "dataset_catalog.json", "tests/scripts.py")
+PARTS = ("*.py", "data", "towers", "training", "evaluation", "tools", "dataset_catalog.json", "tests/scripts.py")
 SMALL = {  # for what a command leaves open
     "main.py": "--arch resnet10t --pretrained none --text-model tiny --image-size 64 --epochs 1 --batch-size 8 "
     "--workers 0 --device cpu --cache none --amp off",

@@ -19,6 +19,7 @@ FLOORS = (
     {"distributed"},  # any process may ask the others something, so this is all but the lowest
     {"data", "tools.plots"},  # the plots draw what they are given
     {"datasets", "checkpoints"},  # the catalog hands out readers of data/; the layouts of weights know no model
+    {"towers"},  # a source of encoders may read its weights' shapes
     {"models", "losses"},
     {"training"},  # an update asks the model for its embeddings, so training may import models
     {"evaluation"},
@@ -28,15 +29,16 @@ FLOORS = (
 )
 # Tables hold "module:function" names, which count as imports of the module with the table. Those of options.py are
 # looked up elsewhere: objectives by losses.py, probes by evaluation/.
+WINGS = ("data", "towers", "training", "evaluation", "tools")
 TABLE_ENTRY = re.compile(r"([a-z_.]+):[A-Za-z_]\w*")
-TOP_LEVEL = set().union(*FLOORS[:-1]) - {"data", "training", "evaluation", "tools.plots"}
+TOP_LEVEL = set().union(*FLOORS[:-1]) - {"data", "towers", "training", "evaluation", "tools.plots"}
 
 
 def read_imports(root: Path) -> dict[str, set[str]]:
     """{module: what it imports}, for all modules of the project under `root`, by their dotted names."""
     files = [
         *root.glob("*.py"),
-        *(file for wing in ("data", "training", "evaluation", "tools") for file in (root / wing).rglob("*.py")),
+        *(file for wing in WINGS for file in (root / wing).rglob("*.py")),
     ]
     names = {".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
     found = {}

@@ -85,10 +85,10 @@ def read_model(path: Path) -> tuple[models.MedSLIP, dict]:
         model = models.create_model(
             saved["arch"], saved["objective"], "none", saved["text_model"], saved["text_pooling"],
             None if words is None else len(words), saved["ssl_mlp_dim"], saved["ssl_emb_dim"], saved["image_size"],
+            saved.get("published"), (contents, path),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: does not say which model it is of: {error}") from None
-    checkpoints.load_weights(model, contents, path, saved["arch"])
     return model.eval(), saved
 
 
@@ -97,14 +97,14 @@ def inputs(model, image_size: int) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     given = {"pixels": torch.randn(2, 3, image_size, image_size, generator=draw)}
     if hasattr(model, "text_encoder"):
-        given["input_ids"] = torch.randint(model.text_encoder.config.vocab_size, (2, 16), generator=draw)
+        given["input_ids"] = torch.randint(model.vocab_size, (2, 16), generator=draw)
         given["attention_mask"] = torch.ones(2, 16, dtype=torch.int64)
         given["attention_mask"][1, 9:] = 0
     return given
 
 
 def embeddings(model, given: dict) -> dict[str, torch.Tensor]:
-    """ "pixels" (B, 3, H, W) float, normalised, "input_ids" and "attention_mask" (B, T) -> "image", "text" (B, 512)."""
+    """ "pixels" (B, 3, H, W) float, normalised, "input_ids" and "attention_mask" (B, T) -> "image", "text" (B, D)."""
     found = {"image": model.encode_image(given["pixels"])}
     if "input_ids" in given:
         found["text"] = model.encode_text(given["input_ids"], given["attention_mask"])

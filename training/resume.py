@@ -10,6 +10,7 @@ from options import plain
 from training.saver import LATEST, PREVIOUS
 from utils import InputError, logger
 
+TAKEN = "arch normalize image_size text_model context_length".split()
 SAME = "arch objective text_model text_pooling normalize ssl_mlp_dim ssl_emb_dim image_size".split()
 WATCHED = (
     "lr lr_start lr_end warmup_epochs seed epochs wd betas eps clip_grad ssl_temp ssl_scale freeze_bn on_nonfinite "
@@ -54,13 +55,13 @@ def newest_whole(out: Path) -> str | None:
 
 
 def check_same_run(args, contents: dict, path) -> None:
-    """Take arch, normalize and image size from the checkpoint; refuse a run that differs in SAME, warn of WATCHED."""
+    """Take what TAKEN names from the checkpoint if not given; refuse a run that differs in SAME, warn of WATCHED."""
     saved = checkpoints.own_arguments(contents)
     if saved is None or not all(key in contents for key in ("optimizer", "epoch", "step", "progress")):
         raise InputError(f"{path}: not a checkpoint of main.py: give weights as --pretrained, not --resume")
-    args.arch = args.arch or saved["arch"]
-    args.normalize = args.normalize or saved["normalize"]
-    args.image_size = args.image_size or saved["image_size"]
+    for name in TAKEN:
+        setattr(args, name, getattr(args, name) or saved.get(name))
+    args.published = saved.get("published") if args.arch == saved["arch"] else None
     for name in SAME:
         if getattr(args, name) != saved[name]:
             raise InputError(

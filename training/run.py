@@ -17,7 +17,8 @@ from utils import InputError, Interrupted, logger
 @contextlib.contextmanager
 def open_run(args) -> Iterator["Run"]:
     """The run that `args` asks for, its output folder kept from other processes; everything is closed at the end."""
-    out = Path(args.output_dir or f"runs/{args.arch or 'medclip_vit'}_{args.objective}").expanduser().absolute()
+    arch = utils.folder_name(args.arch or "medclip_vit")
+    out = Path(args.output_dir or f"runs/{arch}_{args.objective}").expanduser().absolute()
     # --evaluate reads a checkpoint, also that of a run under way, and writes one file of its own, whole.
     folder = contextlib.nullcontext() if args.evaluate else lock.output_folder(out)
     with folder as held, contextlib.ExitStack() as stack:

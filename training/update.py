@@ -34,7 +34,7 @@ class Update:
         self.device = next(self.model.parameters()).device
         self.dtype = utils.amp_dtype(args.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.mean_std = models.mean_std(args.normalize, args.arch)
+        self.mean_std = models.pixel_statistics(args)
         self.cached = args.update_freq > 1 and args.grad_cache is not False
         self.guard = StatisticsGuard(self.model) if args.on_nonfinite == "skip" else None
         self.keys, self.totals = (), None  # the losses' names; their sums over the epoch's finite steps, and the count

@@ -1,7 +1,6 @@
 """A text model given by name without a network: an answer within seconds, from the hub's cache if that has it."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import pytest
 from transformers import BertConfig, BertModel
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, put
 from forked import make_text_model
 
 # The time is taken inside the process, without its start, of the calls that a run makes; what it computes itself,
@@ -47,16 +46,6 @@ def silent():
     """The address of a server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def put(home, name, source, *files):
-    """Put some files of a folder into the hub's cache, where its library would have put them."""
-    root, commit = home / "hub" / f"models--{name.replace('/', '--')}", "a" * 40
-    (root / "refs").mkdir(parents=True)
-    (root / "refs" / "main").write_text(commit)
-    (root / "snapshots" / commit).mkdir(parents=True)
-    for file in files:
-        shutil.copy(source / file, root / "snapshots" / commit)
 
 
 def refused(lines, endpoint):

@@ -38,6 +38,7 @@ import pandas as pd
 import torch
 from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 import cbis_archive
 import dicom_files
@@ -46,6 +47,7 @@ import checkpoints
 import datasets
 from evaluation import features
 from data import images, locations, shard_index
+from data.weights import WEIGHTS
 import models
 from data.tokens import Tokens, from_json, train_bpe
 from evaluation import zeroshot
@@ -426,10 +428,45 @@ class Kinds:
         self.write(path, path.read_bytes(), changes if rng.random() < 0.5 else ())
         self.load(path)
 
+    def safetensors(self, rng, changes) -> None:
+        """The same weights as one file, or as two with an index, whose header or bytes are altered."""
+        folder = self.root / "safetensors"
+        folder.mkdir(exist_ok=True)
+        state = self.altered(rng)
+        state = next((value for value in state.values() if isinstance(value, dict)), state)
+        state = {key: value.contiguous() for key, value in state.items() if isinstance(value, torch.Tensor)}
+        path, split = folder / "model.safetensors", rng.random() < 0.3
+        path.unlink(missing_ok=True)
+        if split:
+            names = [f"model-{number}.safetensors" for number in (0, 1)]
+            for number, name in enumerate(names):
+                save_file(dict(list(state.items())[number::2]), folder / name)
+            where = {key: names[number % 2] for number, key in enumerate(state)}
+            index = folder / "model.safetensors.index.json"
+            self.write(index, json.dumps({"weight_map": where}).encode(), changes if rng.random() < 0.7 else ())
+            self.load(folder)
+            return
+        save_file(state, path)
+        contents = path.read_bytes()
+        start = 8 + int.from_bytes(contents[:8], "little")
+        where = rng.random()
+        if where < 0.3:  # in the header, its length put right
+            header = contents[8:start]
+            for change in changes:
+                header = edit(header, *change)
+            contents, changes = len(header).to_bytes(8, "little") + header + contents[start:], ()
+        elif where < 0.4:  # another length of the header
+            contents, changes = (
+                rng.choice((0, 1, 7, start, 1 << 40, (1 << 64) - 1)).to_bytes(8, "little") + contents[8:],
+                (),
+            )
+        self.write(path, contents, changes if where < 0.8 else ())
+        self.load(rng.choice((path, folder)))
+
     def zip(self, rng, changes) -> None:
         path, weights = self.root / "weights.zip", io.BytesIO()
         torch.save(self.altered(rng), weights)
-        name = rng.choice(("", "folder/", "../", "/", "a/../../")) + checkpoints.WEIGHTS
+        name = rng.choice(("", "folder/", "../", "/", "a/../../")) + WEIGHTS
         with warnings.catch_warnings(), zipfile.ZipFile(path, "w", rng.choice((0, 8)), compresslevel=1) as archive:
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(rng.choice((1, 1, 1, 2))):
@@ -552,7 +589,7 @@ class Kinds:
 
 KINDS = (
     "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist table_csv "
-    "table_jsonl table_parquet webdataset shard_indices jpeg png other_image dicom_image checkpoint zip "
+    "table_jsonl table_parquet webdataset shard_indices jpeg png other_image dicom_image checkpoint safetensors zip "
     "cache_index cache_pixels feature_shard zero_shot_prompts"
 ).split()
 
@@ -560,8 +597,8 @@ KINDS = (
 READERS = (
     "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
     "data/folders data/tar data/shard_index data/shards data/tables data/table_rows data/table_files "
-    "data/table_images data/parquet data/splits data/sets data/images data/dicom data/cache datasets checkpoints "
-    "evaluation/features evaluation/zeroshot"
+    "data/table_images data/parquet data/splits data/sets data/images data/dicom data/dicom_gray data/cache "
+    "data/weights datasets checkpoints evaluation/features evaluation/zeroshot"
 ).split()
 
 

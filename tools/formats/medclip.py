@@ -4,6 +4,9 @@ import torch
 
 import checkpoints
 import models
+from data.weights import WEIGHTS
+from options import BIO_CLINICAL_BERT
+from towers.text import BERT_CONFIGS
 from utils import InputError, logger, save_tensors
 
 SPELLING = (  # what checkpoints.canonical calls a layer, and transformers 4.24 did
@@ -19,7 +22,7 @@ SPELLING = (  # what checkpoints.canonical calls a layer, and transformers 4.24 
 
 def write(model: models.MedSLIP, saved: dict, folder):
     """Both towers, their projections and the logit scale. See tools/export.py for the arguments."""
-    arch, text = saved["arch"], models.BERT_CONFIGS[models.BIO_CLINICAL_BERT]
+    arch, text = saved["arch"], BERT_CONFIGS[BIO_CLINICAL_BERT]
     if arch not in checkpoints.MEDCLIP_ZIPS:
         raise InputError(f"--to medclip: MedCLIP has {' and '.join(checkpoints.MEDCLIP_ZIPS)}, not {arch}")
     if not hasattr(model, "text_encoder"):
@@ -29,7 +32,7 @@ def write(model: models.MedSLIP, saved: dict, folder):
         raise InputError(f"--to medclip: its text tower is Bio_ClinicalBERT, not --text-model {saved['text_model']}")
     if saved["text_pooling"] == "masked":
         logger.warning("MedCLIP's own mean over a caption counts its padding, which this run did not: leave none there")
-    save_tensors(published(model.state_dict(), arch), folder / checkpoints.WEIGHTS)
+    save_tensors(published(model.state_dict(), arch), folder / WEIGHTS)
     again = models.create_model(arch, "clip", str(folder), None, saved["text_pooling"], image_size=saved["image_size"])
     again.eval()
     return lambda given: {

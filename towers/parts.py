@@ -1,0 +1,86 @@
+"""What a source of encoders gives: what is known of a published model, and its towers when they are built."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+EMBED_DIM = 512  # of MedCLIP's projections, and of those that this project adds
+LOGIT_SCALE = math.log(1 / 0.07)
+
+
+class Published(NamedTuple):
+    """What is known of a published model before it is built.
+
+    All values are plain, so that a checkpoint keeps them (`args.published`) and needs the model's own folder no more.
+    """
+
+    config: dict  # what the source builds the towers from
+    mean: list[float]  # and the standard deviation of each channel, for pixels from 0 to 1
+    std: list[float]
+    image_size: int  # pixels
+    fit: str  # the view for evaluation, see data.views.whole
+    pretrained: str  # what --pretrained is if it is not given
+    context_length: int | None = None  # tokens; None without a text tower
+    padded: bool = False  # whether captions are padded to the context length always, because padding takes part
+
+
+class Towers(NamedTuple):
+    """An image tower and perhaps a text tower, with what they bring along. None: as MedSLIP makes it itself."""
+
+    image: nn.Module  # (B, 3, H, W) -> (B, width), pooled
+    width: int
+    text: nn.Module | None = None  # see POOLINGS for its call
+    text_width: int = 0
+    text_pooling: str | None = None  # a name in POOLINGS; None: what --text-pooling says
+    vocab_size: int = 0  # of the text tower
+    positions: int | None = None  # the most tokens that it takes; None: any number
+    image_projection: nn.Module | None = None  # (B, width) -> (B, embed_dim)
+    text_projection: nn.Module | None = None
+    bias: bool = False  # whether the projections that MedSLIP makes have one
+    embed_dim: int = EMBED_DIM
+    logit_scale: float = LOGIT_SCALE  # its logarithm
+    logit_bias: float | None = None  # SigLIP's, if it has one
+    resize: Callable[[int], None] | None = None  # lets the image tower take images of another size, its weights kept
+
+
+def mean_of_layers(text: nn.Module, input_ids, mask, counted) -> torch.Tensor:
+    """The mean of the hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then over the `counted` tokens."""
+    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    tokens = (states[1] + states[2] + states[-1]) / 3
+    if counted is None:
+        return tokens.mean(dim=1)
+    counted = counted.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
+
+
+def mean_of_tokens(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    tokens = text(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    counted = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
+
+
+def end_token(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    tokens = text(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(dim=1) - 1]
+
+
+def mean_of_last_four(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    tokens = states[-4] + states[-3] + states[-2] + states[-1]
+    counted = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
+
+
+POOLINGS = {  # name: (text encoder, input_ids (B, T), attention_mask (B, T)) -> (B, hidden)
+    "masked": lambda text, ids, mask: mean_of_layers(text, ids, mask, mask),  # this project's, over the real tokens
+    "padded": lambda text, ids, mask: mean_of_layers(text, ids, mask, None),  # MedCLIP's own, padding included
+    "cls": lambda text, ids, mask: text(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0],
+    "mean": mean_of_tokens,
+    "end": end_token,  # Mammo-CLIP's
+    "last_four": mean_of_last_four,  # GLoRIA's
+    "pooler": lambda text, ids, mask: text(input_ids=ids, attention_mask=mask).pooler_output,
+    "own": lambda text, ids, mask: text(ids),  # the tower pools, and knows its padding
+}
