@@ -26,6 +26,7 @@ from data.buffers import Strings
 from data.images import SUFFIXES
 from utils import InputError, logger
 
+KEEP = True  # whether an index that was made is written down; tools/doctor.py leaves no trace
 VERSION = 1
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)  # if a sample has several, the first of these
 TEXTS = ("txt", "json", "cls")
@@ -198,7 +199,7 @@ def open_all(shards: list[Path], keys: dict[str, str], processes: int | None = N
         for place in places:
             found |= {shard: read(files[place][shard], shard, keys) for shard in here if not found.get(shard)}
         if not all(found[shard] for shard in here):
-            place = next(filter(writable, places), None)
+            place = next(filter(writable, places), None) if KEEP else None
             found |= build(place, files.get(place), here, found, keys, processes)
     return [found[shard] for shard in shards]
 
