@@ -10,12 +10,12 @@ from data.cbis import cbis_table
 from data.folders import SPECIAL
 from data.roco import read_pairs, roco_table
 from data.sets import Labelled, Pairs
-from utils import InputError, read_text, resolve
+from utils import InputError, logger, read_text, resolve
 
 __all__ = ["Labelled", "Pairs", "cbis_table", "find_entry", "labelled_set", "paired_set", "read_pairs", "roco_table"]
 
 
-WINDOW = re.compile(r"-?\d{1,6}(\.\d+)?/\d{1,6}(\.\d+)?")
+WINDOW = re.compile(r"-?\d{1,6}(\.\d+)?/(?=.*[1-9])\d{1,6}(\.\d+)?")  # a width of 0 is none
 
 
 class Type(NamedTuple):
@@ -34,9 +34,26 @@ class Type(NamedTuple):
 TYPES = {  # docs/EXTENDING.md adds one
     "roco": Type("data.roco:roco_set", None, ("path",)),
     "cbis": Type(None, "data.cbis:cbis_set", ("path", "abnormality"), ("image",)),
+    "vindr": Type(None, "data.vindr:vindr_set", ("path", "label")),
     "imagefolder": Type(None, "data.folders:image_folder", ("path", "train", "test")),
     "filelist": Type(None, "data.folders:file_list", ("path", "train", "test")),
+    "webdataset": Type(
+        "data.shards:paired_shards",
+        "data.shards:labelled_shards",
+        ("path", "train"),
+        ("validation", "test", "id", "caption", "article", "patient", "label", "fit"),
+    ),
     "special": Type(None, "data.folders:special_set", ("path",)),
+    "table": Type(
+        "data.tables:table_pairs",
+        "data.tables:table_labelled",
+        ("path",),
+        (
+            "train validation test image caption label labels id patient article split keywords images share seed "
+            "uncertain blank"
+        ).split(),
+    ),
+    "rocov2": Type("data.rocov2:rocov2_set", None, ("path",)),
 }
 
 
@@ -111,4 +128,7 @@ def labelled_set(entry: dict, split: str) -> Labelled:
     data = resolve(known.labelled)(entry, split)
     if len(data) == 0:
         raise InputError(f"{entry['path']}: no {split} image of '{entry['name']}'")
+    if entry.get("window") and not isinstance(data.images[0], str):
+        logger.warning(f"--dataset {entry['name']}: its images are no DICOM files: the window has no effect")
+        return data
     return data.shown(entry["window"]) if entry.get("window") else data

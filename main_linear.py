@@ -38,7 +38,7 @@ def main(args) -> None:
         # The data.
         entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
         data = read_data(args, entry)
-        probe = probes.choose(args, len(data["train"]))
+        probe = probes.choose(args, len(data["train"]), data["train"].multi)
         leaks = distributed.on_rank0(audit.probe_audit, entry, data["train"], data["test"], args.allow_leakage)
         audit.show(leaks)
 
@@ -52,7 +52,8 @@ def main(args) -> None:
 
         # The probe, fitted to the training split and asked about the test split.
         rows = {split: some.numpy() for split, some in found.items()}
-        predict, selected = probe.fit(rows.get("train"), data["train"], args)
+        fit = probe.fit_findings if data["train"].multi else probe.fit
+        predict, selected = fit(rows.get("train"), data["train"], args)
         probabilities = predict(rows["test"])
 
         # The results, written down and printed.
@@ -106,13 +107,27 @@ def read_split(args, entry: dict, split: str) -> datasets.Labelled:
     data = data.without(set(broken)) if broken else data
     for name, text in data.notes.items():
         logger.info(f"{split}: {name}: {text}")
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    named = ", ".join(f"{count} {name}" for name, count in zip(data.classes, counts, strict=True))
+    named, lack = count_labels(data)
     patients = f" of {len(set(data.patients))} patients" if data.patients else ""
-    logger.info(f"{split}: {len(data):,} images{patients}" + (f": {named}" if len(counts) <= 10 else ""))
-    if split == "train" and np.count_nonzero(counts) < 2:
-        raise InputError(f"{entry['path']}: the training split has fewer than two classes")
+    logger.info(f"{split}: {len(data):,} images{patients}{named}")
+    if split == "train" and lack:
+        raise InputError(f"{entry['path']}: the training split has {lack}")
     return data
+
+
+def count_labels(data: datasets.Labelled) -> tuple[str, str]:
+    """The cases of each class, in words, if there are not too many classes; and what is missing to fit a probe."""
+    if data.multi:
+        positive, known = (data.labels == 1).sum(axis=0), np.isfinite(data.labels).sum(axis=0)
+        named = [f"{name} {n} of {of} known" for name, n, of in zip(data.classes, positive, known, strict=True)]
+        fits = ((positive > 0) & (positive < known)).any()
+        lack = "" if fits else "no finding that is present in one image and absent in another"
+    else:
+        counts = np.bincount(data.labels, minlength=len(data.classes))
+        named = [f"{count} {name}" for name, count in zip(data.classes, counts, strict=True)]
+        lack = "fewer than two classes" if np.count_nonzero(counts) < 2 else ""
+    most = 20 if data.multi else 10
+    return f": {', '.join(named)}" if len(named) <= most else "", lack
 
 
 def make_encoder(args, probe, contents: dict | None, path: str | None, classes: list[str], device):

@@ -24,8 +24,11 @@ class Strings:
     def __init__(self, strings: Iterable[str] = ()):
         self.buffer, self.offsets = bytearray(), array("q", [0])
         for string in strings:
-            self.buffer += string.encode("utf-8")
-            self.offsets.append(len(self.buffer))
+            self.append(string)
+
+    def append(self, string: str) -> None:
+        self.buffer += string.encode("utf-8")
+        self.offsets.append(len(self.buffer))
 
     def extend(self, contents: bytes, lengths: np.ndarray) -> None:
         """Add the strings that lie end to end in `contents` (UTF-8); `lengths` are their bytes (int64)."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.images import SUFFIXES
 from data.sets import Labelled
 from utils import InputError
 
@@ -19,7 +20,7 @@ def image_folder(entry: dict, split: str) -> Labelled:
 
     folder = Path(entry["path"], entry[split])
     try:
-        data = ImageFolder(folder)
+        data = ImageFolder(folder, is_valid_file=lambda path: path.lower().endswith(SUFFIXES))
     except (OSError, FileNotFoundError) as error:
         raise InputError(f"{folder}: not a folder of one folder of images a class: {error}") from None
     paths = [path for path, _ in data.samples]

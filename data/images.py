@@ -17,6 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from data import locations
 from utils import InputError, logger
 
+SUFFIXES = tuple(".jpg .jpeg .png .tif .tiff .bmp .gif .webp .ppm .pgm .dcm .dicom".split())  # where folders are listed
+DICOM = (".dcm", ".dicom")
+
 warnings.filterwarnings("ignore", module="PIL")  # in all threads; what is wrong with a file is an InputError here
 
 
@@ -62,6 +65,8 @@ def read_image(location: str, gray: bool = False) -> Image.Image:
     path = locations.show(location)
     if not locations.is_file(location) and os.path.exists(locations.split(location).path):
         raise InputError(f"{path}: not a file: remove it, or pass --skip-broken")
+    if locations.suffix(location) in DICOM:
+        return read_dicom(location)
     try:
         with Image.open(locations.source(location)) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
@@ -75,14 +80,29 @@ def read_image(location: str, gray: bool = False) -> Image.Image:
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller or remove it") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, MemoryError) as error:
+        if isinstance(error, UnidentifiedImageError) and has_dicom_mark(locations.ends(location, 132)[0]):
+            return read_dicom(location)
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise InputError(
             f"{path}: the image cannot be read ({reason}): download it again or remove it, or pass --skip-broken"
         ) from None
 
 
+def read_dicom(location: str) -> Image.Image:
+    from data import dicom  # pydicom takes a second to import
+
+    return to_gray_or_rgb(dicom.read(location))
+
+
+def has_dicom_mark(start: bytes) -> bool:
+    """Whether a file that starts so is a DICOM file, whatever its name."""
+    return start[128:132] == b"DICM"
+
+
 def read_small(location: str, size: int) -> Image.Image:
     """Decode an image to mode "L", a JPEG at a fraction of its size if its sides stay at `size` or more."""
+    if locations.suffix(location) in DICOM:
+        return read_image(location).convert("L")
     try:
         with Image.open(locations.source(location)) as image:
             image.draft("L", (size, size))
@@ -111,23 +131,30 @@ def to_gray_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def looks_whole(location: str) -> bool:
-    """Whether an image starts and ends as a JPEG or PNG file does. False for all other formats."""
+    """Whether an image starts and ends as a JPEG or PNG file does, or is a DICOM file as long as its header says.
+
+    False for all other formats.
+    """
     if not locations.is_file(location):
         return False
     try:
-        start, end = locations.ends(location)
+        start, end = locations.ends(location, 132)
     except OSError:
         return False
+    if locations.suffix(location) in DICOM or has_dicom_mark(start):
+        from data import dicom
+
+        return dicom.looks_whole(location)
     if start[:3] == b"\xff\xd8\xff":
         return b"\xff\xd9" in end
-    return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
+    return start[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
 
 
 def unreadable(images, decode: bool = False) -> dict[str, str]:
     """{location: reason} of the images that are cut short or are none.
 
-    An image is decoded if its start or end is not that of a JPEG or PNG file. With `decode` every one is, which also
-    finds damage between start and end.
+    An image is decoded unless it looks whole. With `decode` every one is, which also finds damage between start and
+    end.
     """
 
     def reason(location):
@@ -139,10 +166,15 @@ def unreadable(images, decode: bool = False) -> dict[str, str]:
             return str(error)
         return None
 
+    def reasons(some):
+        return {location: why for location in some if (why := reason(location))}
+
     found, images = {}, iter(images)
     with ThreadPoolExecutor(16) as pool:
         while some := list(dict.fromkeys(itertools.islice(images, 65_536))):  # map would hold every location
-            found |= {location: why for location, why in zip(some, pool.map(reason, some), strict=True) if why}
+            parts = [some[start : start + 64] for start in range(0, len(some), 64)]  # a job costs as much as an image
+            for part in pool.map(reasons, parts):
+                found |= part
     return found
 
 

@@ -73,6 +73,11 @@ def stretch(location: str) -> tuple[str, int, int]:
 
 def read(location: str) -> bytes:
     """The bytes of the image. Raises OSError, EOFError if the file is too short for it."""
+    where = split(location)
+    if where.row:
+        from data import parquet  # only for runs that need it
+
+        return parquet.read(where.path, *where.row)
     path, offset, size = stretch(location)
     contents = pread(path, offset, size)
     if len(contents) < size:
@@ -82,18 +87,27 @@ def read(location: str) -> bytes:
 
 def ends(location: str, start: int = 8, end: int = 32) -> tuple[bytes, bytes]:
     """The first and the last bytes of the image. Raises OSError."""
+    if split(location).row:
+        contents = read(location)
+        return contents[:start], contents[-end:]
     path, offset, size = stretch(location)
     end = min(end, size)
-    return pread(path, offset, min(start, size)), pread(path, offset + size - end, end)
+    with open(path, "rb", buffering=0) as file:
+        return fill(file.fileno(), offset, min(start, size)), fill(file.fileno(), offset + size - end, end)
 
 
 def pread(path: str, offset: int, size: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
-        parts = []
-        while size > 0 and (part := os.pread(file.fileno(), min(size, 1 << 30), offset)):
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return b"".join(parts)
+        return fill(file.fileno(), offset, size)
+
+
+def fill(number: int, offset: int, size: int) -> bytes:
+    """A stretch of the file that is open under a number; shorter only where the file ends. Raises OSError."""
+    parts = []
+    while size > 0 and (part := os.pread(number, min(size, 1 << 30), offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)
 
 
 def source(location: str) -> str | io.BytesIO:

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from data.buffers import Choices, Strings, read_lines
+from data.images import SUFFIXES
 from data.sets import Pairs
 from utils import InputError, logger
 
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 # Our rule for subsets: a pair belongs to one if its caption or its keywords match a pattern of it, and neither matches
 # a pattern of another modality. The published subsets were picked by hand and never published; --metadata takes one.

@@ -7,6 +7,8 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 RESAMPLES = 2000
 BINS = 15  # of the calibration error, equal in width
 SPECIFICITIES = (80, 90)  # percent, at which the sensitivity is given
+MACRO = ("auroc", "average_precision", "f1", "precision", "recall")  # the means over classes
+THRESHOLD = 0.5  # the probability from which a finding of a multi-label set counts as predicted
 MOST_SCORES = 5_000_000  # above it no intervals: hours, for a tenth of a percent
 
 
@@ -17,8 +19,10 @@ def classification_report(labels: np.ndarray, probabilities: np.ndarray, classes
     over classes. They are None where no test case is of a class. The prediction is the most probable class; the
     precision of a class that is never predicted is 0. `ece` is the expected calibration error of the most probable
     class over 15 equal bins (Guo et al., ICML 2017); `brier` is the sum over classes of squared errors (Brier 1950),
-    from 0 to 2.
+    from 0 to 2. For multi-label cases, labels (N, K), see `findings_report`.
     """
+    if labels.ndim == 2:
+        return findings_report(labels, probabilities, classes)
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))
     precision, recall, f1, n = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
@@ -43,11 +47,30 @@ def classification_report(labels: np.ndarray, probabilities: np.ndarray, classes
         values = [one[metric] for one in per_class.values()]
         return None if None in values else float(np.mean(values))
 
-    macro = {name: mean(name) for name in ("auroc", "average_precision", "f1", "precision", "recall")}
+    macro = {name: mean(name) for name in MACRO}
     ones = np.ones((1, len(labels)))
     macro["ece"] = float(weighted_ece(labels, probabilities, ones)[0])
     macro["brier"] = float(brier(labels, probabilities).mean())
     return {"macro": macro, "per_class": per_class}
+
+
+def findings_report(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> dict:
+    """`macro` and `per_class` of multi-label cases: labels (N, K) of 0, 1 or nan for unknown, probabilities (N, K).
+
+    A finding is scored on the cases where it is known: `n` positive ones of `n_known`. Its precision, recall and F1 are
+    at a probability of 0.5. Its metrics are None where its known cases are not of both kinds, or its probabilities are
+    nan; a macro metric is the mean over the findings that have it.
+    """
+    found, macro = finding_scores(labels, probabilities, np.ones((1, len(labels))))
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    per_class = {}
+    for k, name in enumerate(classes):
+        counts = {"n": int((labels[:, k] == 1).sum()), "n_known": int(np.isfinite(labels[:, k]).sum())}
+        per_class[name] = {metric: plain(values[0, k]) for metric, values in found.items()} | counts
+    return {"macro": {name: plain(values[0]) for name, values in macro.items()}, "per_class": per_class}
 
 
 def flat(scores: dict) -> dict[str, float | None]:
@@ -56,7 +79,7 @@ def flat(scores: dict) -> dict[str, float | None]:
         f"{name}.{metric}": value
         for name, values in scores["per_class"].items()
         for metric, value in values.items()
-        if metric != "n"
+        if metric not in ("n", "n_known")
     }
     return {**scores["macro"], **each}
 
@@ -113,6 +136,9 @@ def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict
 
     A resample is a weight for each case, so that all resamples are computed by matrix products and cumulative sums.
     """
+    if labels.ndim == 2:
+        found, macro = finding_scores(labels, probabilities, weights)
+        return macro | by_class(found, classes)
     k = len(classes)
     predicted = probabilities.argmax(axis=1)
     is_label, is_predicted = np.eye(k)[labels], np.eye(k)[predicted]
@@ -125,10 +151,40 @@ def weighted_scores(labels, probabilities, classes, weights: np.ndarray) -> dict
     }
     curves = [weighted_curves(labels == c, probabilities[:, c], weights) for c in range(k)]
     found |= {name: np.stack([curve[name] for curve in curves], axis=1) for name in curves[0]}
-    macro = {name: found[name].mean(axis=1) for name in ("auroc", "average_precision", "f1", "precision", "recall")}
+    macro = {name: found[name].mean(axis=1) for name in MACRO}
     macro["ece"] = weighted_ece(labels, probabilities, weights)
     macro["brier"] = weights @ brier(labels, probabilities) / total
-    return macro | {f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()}
+    return macro | by_class(found, classes)
+
+
+def by_class(found: dict[str, np.ndarray], classes: list[str]) -> dict[str, np.ndarray]:
+    """{metric: (R, K)} -> {CLASS.metric: (R,)}."""
+    return {f"{one}.{name}": values[:, c] for c, one in enumerate(classes) for name, values in found.items()}
+
+
+def finding_scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> tuple[dict, dict]:
+    """The metrics of `findings_report` for each row of case weights (R, N) -> {name: (R, K)}, and macro {name: (R,)}.
+
+    nan for None. A macro metric is over the same findings in every row: nan where one of them is undefined.
+    """
+    sensitivities = (f"sensitivity_at_{percent}_specificity" for percent in SPECIFICITIES)
+    found = {name: np.full((len(weights), labels.shape[1]), np.nan) for name in (*MACRO, *sensitivities)}
+    both = (labels == 0).any(axis=0) & (labels == 1).any(axis=0)
+    scored = np.flatnonzero(both & np.isfinite(probabilities).all(axis=0))
+    for k in scored:
+        known = np.isfinite(labels[:, k])
+        positive, scores, some = labels[known, k] == 1, probabilities[known, k], weights[:, known]
+        predicted = scores >= THRESHOLD
+        actual, guessed, hits = (some @ one.astype(float) for one in (positive, predicted, positive & predicted))
+        values = weighted_curves(positive, scores, some) | {
+            "f1": 2 * hits / np.maximum(actual + guessed, 1),
+            "precision": hits / np.maximum(guessed, 1),
+            "recall": hits / np.maximum(actual, 1),
+        }
+        for name, one in values.items():
+            found[name][:, k] = np.where(np.isnan(values["auroc"]), np.nan, one)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is nan where no finding is scored
+        return found, {name: found[name][:, scored].sum(axis=1) / len(scored) for name in MACRO}
 
 
 def weighted_curves(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -180,7 +236,7 @@ def paired_difference(labels, ours, theirs, classes, patients=None, resamples: i
     first, second = bootstrap(labels, [ours, theirs], classes, patients, resamples, seed)
     result = {}
     for name in points[0]:
-        if points[0][name] is None:
+        if points[0][name] is None or points[1][name] is None:
             continue
         values = first[name] - second[name]
         values = values[np.isfinite(values)]

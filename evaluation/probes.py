@@ -1,5 +1,6 @@
 """The probes: what is fitted on features of a frozen encoder, and chosen on the training split alone."""
 
+import dataclasses
 import math
 import os
 import warnings
@@ -34,6 +35,8 @@ class Probe:
     squash = False  # whether images are squashed to the square, however their data set is shown
     flips = False  # whether its training features are (N, 4, D): each image in all of features.FLIPS
     splits = ("train", "test")  # those whose features it needs; without "train", `fit` is given None for them
+    takes_findings = True  # whether it can be fitted to multi-label sets
+    multi = False  # whether the set that it is chosen for is multi-label
 
     def make_model(self, args, contents: dict | None, path: str | None, classes: list[str]):
         """-> models.MedSLIP with the weights of a checkpoint, and the names of the parts that it has weights for.
@@ -53,6 +56,47 @@ class Probe:
         of unseen images (M, D) to probabilities (M, K), and a dict of what was selected."""
         raise NotImplementedError
 
+    def fit_findings(self, rows: np.ndarray, data, args):
+        """`fit` for a multi-label training split: each finding by itself, on the cases where it is known.
+
+        A finding without a probe has probabilities of nan, and is logged: it is not known to be both present and
+        absent, or `fit` refuses it. Raises InputError if that is so of all.
+        """
+        fitted, selected = {}, {}
+        for k in findings_to_fit(data):
+            known = np.flatnonzero(np.isfinite(data.labels[:, k]))
+            some = dataclasses.replace(
+                data, ids=[data.ids[i] for i in known], labels=data.labels[known, k].astype(np.int64),
+                classes=["absent", "present"], patients=data.patients and [data.patients[i] for i in known],
+                images=[data.images[i] for i in known],
+            )  # fmt: skip
+            try:
+                fitted[k], selected[data.classes[k]] = self.fit(rows[known], some, args)
+            except InputError as error:
+                logger.warning(f"{data.classes[k]}: no probe, N/A: {error}")
+                continue
+            logger.info(f"{data.classes[k]}: {selected[data.classes[k]]}")
+        if not fitted:
+            raise InputError(f"--probe {args.probe}: no finding of --dataset {args.dataset} has cases enough for it")
+
+        def predict(unseen):
+            probabilities = np.full((len(unseen), len(data.classes)), np.nan)
+            for k, one in fitted.items():
+                probabilities[:, k] = one(unseen)[:, 1]
+            return probabilities
+
+        return predict, {"findings": selected}
+
+
+def findings_to_fit(data) -> list[int]:
+    """The findings of a multi-label set that are present in some case and absent in another; the others are logged."""
+    kinds = np.stack([(data.labels == value).any(axis=0) for value in (0, 1)])
+    for name, (absent, present) in zip(data.classes, kinds.T, strict=True):
+        if not (absent and present):
+            lacks = "positive" if absent else "negative" if present else "known"
+            logger.warning(f"{name}: no probe, N/A: the training split has no {lacks} case")
+    return list(np.flatnonzero(kinds.all(axis=0)))
+
 
 def named(name: str) -> Probe:
     """The probe of a name in options.PROBES."""
@@ -61,13 +105,21 @@ def named(name: str) -> Probe:
     return probe
 
 
-def choose(args, rows: int) -> Probe:
-    """The probe of --probe; without it, by the number of training rows, the logistic one or SLIP's SGD."""
+def choose(args, rows: int, multi: bool = False) -> Probe:
+    """The probe of --probe; without it, by the number of training rows, the logistic one or SLIP's SGD.
+
+    Raises InputError for one that cannot be fitted to a multi-label set, if it is for one.
+    """
     if args.probe is None:
         args.probe = "logistic" if rows <= LOGISTIC_ROWS else "sgd"
         if args.probe == "sgd":
             logger.warning(f"{rows:,} training rows: the probe is sgd; --probe logistic is exact but takes hours")
-    return named(args.probe)
+    probe = named(args.probe)
+    if multi and not probe.takes_findings:
+        others = ", ".join(name for name in PROBES if named(name).takes_findings)
+        raise InputError(f"--probe {args.probe}: --dataset {args.dataset} has several findings an image: take {others}")
+    probe.multi = multi
+    return probe
 
 
 def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -167,12 +219,32 @@ class SGD(Probe):
     """
 
     def fit(self, table: np.ndarray, data, args):
+        labels = torch.from_numpy(data.labels).long()
+        classifier, selected = self.train(table, labels, len(data.classes), F.cross_entropy, args)
+        return softmax_of(classifier), selected
+
+    def fit_findings(self, table: np.ndarray, data, args):
+        """All findings at once. Their losses are added, so that each takes the steps it would take alone."""
+        fitted = findings_to_fit(data)
+        labels = torch.from_numpy(data.labels[:, fitted])
+        classifier, selected = self.train(table, labels, len(fitted), known_cross_entropy, args)
+
+        @torch.no_grad()
+        def predict(unseen):
+            probabilities = np.full((len(unseen), len(data.classes)), np.nan)
+            probabilities[:, fitted] = torch.sigmoid(classifier(torch.from_numpy(unseen)).double()).numpy()
+            return probabilities
+
+        return predict, selected
+
+    def train(self, table: np.ndarray, labels: torch.Tensor, outputs: int, loss, args):
+        """-> the classifier, and the settings that it was trained with."""
         defaults = {"epochs": 90, "lr": 0.1, "momentum": 0.9, "wd": 0.0}
         epochs, lr, momentum, decay = (
             value if getattr(args, name) is None else getattr(args, name) for name, value in defaults.items()
         )
-        rows, labels = torch.from_numpy(table), torch.from_numpy(data.labels).long()
-        classifier = torch.nn.Linear(rows.shape[1], len(data.classes))
+        rows = torch.from_numpy(table)
+        classifier = torch.nn.Linear(rows.shape[1], outputs)
         torch.nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(args.seed))
         torch.nn.init.zeros_(classifier.bias)
         peak = lr * args.batch_size / 256
@@ -182,9 +254,15 @@ class SGD(Probe):
             optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
             for batch in torch.randperm(len(rows), generator=order).split(args.batch_size):
                 optimizer.zero_grad()
-                F.cross_entropy(classifier(rows[batch]), labels[batch]).backward()
+                loss(classifier(rows[batch]), labels[batch]).backward()
                 optimizer.step()
-        return softmax_of(classifier), {"epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+        return classifier, {"epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+
+
+def known_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of labels (B, K) of 0, 1 or nan (left out): the sum over findings, the mean over cases."""
+    known = labels.isfinite()
+    return F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), known.float(), reduction="sum") / len(labels)
 
 
 class PublishedRecipe(Probe):
@@ -197,6 +275,7 @@ class PublishedRecipe(Probe):
 
     recipe: ClassVar[dict] = {"image_size": 384, "normalize": "imagenet"}
     squash = flips = True
+    takes_findings = False
 
     def fit(self, table: np.ndarray, data, args):
         epochs, batch, peak, restart = 15, 16, 1e-3 * 16 / 256, 5

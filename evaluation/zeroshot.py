@@ -26,6 +26,8 @@ class ZeroShot(Probe):
 
         Raises InputError for a checkpoint without a text tower, and for prompts that are not of these classes.
         """
+        if self.multi:  # two classes a finding
+            classes = [name for finding in classes for name in (f"no {finding}", finding)]
         self.prompts = read_prompts(args.prompts, args.dataset, classes)
         saved = (checkpoints.own_arguments(contents) or {}) if contents is not None else {}
         objective = OBJECTIVES.get(str(saved.get("objective")))
@@ -53,9 +55,31 @@ class ZeroShot(Probe):
             )
         return self.model, loaded
 
-    @torch.no_grad()
     def fit(self, rows: None, data, args):
         """Nothing is fitted: the classes' embeddings are those of their prompts."""
+        classes, selected = self.embed(args)
+
+        def predict(unseen: np.ndarray) -> np.ndarray:
+            similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ classes.T
+            return F.softmax(selected["logit_scale"] * similarity.double(), dim=1).numpy()
+
+        return predict, selected
+
+    def fit_findings(self, rows: None, data, args):
+        """A finding's prompts against those of its absence: a softmax over the two, as CheXzero has it (Tiu et al.,
+        Nature Biomedical Engineering 2022)."""
+        kinds, selected = self.embed(args)  # (2K, D)
+
+        def predict(unseen: np.ndarray) -> np.ndarray:
+            similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ kinds.T
+            pairs = similarity.double().unflatten(1, (-1, 2))
+            return F.softmax(selected["logit_scale"] * pairs, dim=2)[:, :, 1].numpy()
+
+        return predict, selected
+
+    @torch.no_grad()
+    def embed(self, args) -> tuple[torch.Tensor, dict]:
+        """The mean embedding of each list of prompts, normalised, on the CPU; and what is said of them."""
         model, length = self.model, self.context_length
         device = model.logit_scale.device
         dtype = utils.amp_dtype(args.amp, device)
@@ -70,13 +94,7 @@ class ZeroShot(Probe):
                 ]
             means.append(F.normalize(torch.cat(chunks).float(), dim=-1).mean(dim=0))
         classes = F.normalize(torch.stack(means), dim=-1).cpu()
-        scale = model.logit_scale.exp().item()
-
-        def predict(unseen: np.ndarray) -> np.ndarray:
-            similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ classes.T
-            return F.softmax(scale * similarity.double(), dim=1).numpy()
-
-        return predict, {"prompts": sum(map(len, self.prompts)), "logit_scale": scale}
+        return classes, {"prompts": sum(map(len, self.prompts)), "logit_scale": model.logit_scale.exp().item()}
 
 
 def read_prompts(path: str, dataset: str, classes: list[str]) -> list[list[str]]:

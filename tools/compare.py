@@ -1,6 +1,8 @@
 """Compare two probes of the same test cases: difference, 95% interval and p-value of each metric, paired by case.
 
 python tools/compare.py runs/a/calc runs/b/calc
+
+Of a multi-label set, the findings are compared that both have a probe for.
 """
 
 import argparse
@@ -21,10 +23,13 @@ def main(args) -> None:
     first, second = (read_predictions(Path(folder)) for folder in args.runs)
     check_same(first, second, args.runs)
     classes = [name.removeprefix("p_") for name in first.columns if name.startswith("p_")]
-    columns = [f"p_{name}" for name in classes]
-    labels = np.array([classes.index(name) for name in first["label"]])
+    labels, ours = arrays(first, classes)
+    theirs = arrays(second, classes)[1]
     patients = None if (first["patient"] == "").any() else list(first["patient"])
-    tables = [table[columns].to_numpy(np.float64) for table in (first, second)]
+    both = np.isfinite(ours) & np.isfinite(theirs)
+    tables = [np.where(both, table, np.nan) for table in (ours, theirs)]  # a macro metric is over the same findings
+    for name in np.array(classes)[~both.all(axis=0)]:
+        print(f"{name}: not compared: it has no probe in one of the runs")
     found = metrics.paired_difference(labels, *tables, classes, patients, args.resamples, args.seed)
     unit = f"{len(set(patients))} patients" if patients else f"{len(labels)} cases (no patients are known)"
     print(f"{args.runs[0]} minus {args.runs[1]}: {len(labels)} cases, {args.resamples} paired resamples of {unit}\n")
@@ -44,21 +49,41 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({str(error)[:100]}): give a folder of main_linear.py") from None
     columns = [name for name in table.columns if name.startswith("p_")]
-    absent = {"id", "patient", "label"} - set(table.columns)
-    if absent or len(columns) < 2 or not len(table):
+    multi = len(columns) > 0 and all(f"label_{name.removeprefix('p_')}" in table.columns for name in columns)
+    absent = {"id", "patient", *(() if multi else ("label",))} - set(table.columns)
+    if absent or len(columns) < (1 if multi else 2) or not len(table):
         raise InputError(f"{path}: not the predictions of a probe: give a folder of main_linear.py")
-    for column in columns:
+
+    def numbers(column: str, wrong) -> pd.Series:
         values = pd.to_numeric(table[column], errors="coerce")
-        bad = np.flatnonzero(~np.isfinite(values))
+        bad = np.flatnonzero(wrong(values, table[column] == ""))
         if len(bad):
-            raise InputError(f"{path}, row {bad[0] + 2}: {column} is {table[column][bad[0]]!r}: run the probe again")
-        table[column] = values
-    unknown = np.flatnonzero(~("p_" + table["label"]).isin(columns))
-    if len(unknown):
-        raise InputError(f"{path}, row {unknown[0] + 2}: no column for the label {table['label'][unknown[0]]!r}")
+            raise InputError(f"{path}, row {bad[0] + 2}: {column} is '{table[column][bad[0]]}': run the probe again")
+        return values
+
+    for column in columns:
+        if multi:
+            name = f"label_{column.removeprefix('p_')}"
+            table[name] = numbers(name, lambda values, blank: ~values.isin((0, 1)) & ~blank)
+        table[column] = numbers(column, lambda values, blank: ~np.isfinite(values) & ~(multi and blank.all()))
+    if not multi:
+        unknown = np.flatnonzero(~("p_" + table["label"]).isin(columns))
+        if len(unknown):
+            raise InputError(f"{path}, row {unknown[0] + 2}: no column for the label {table['label'][unknown[0]]!r}")
     if table["id"].duplicated().any():
         raise InputError(f"{path}: {table['id'][table['id'].duplicated()].iloc[0]} is there twice: run the probe again")
     return table.sort_values("id", ignore_index=True)
+
+
+def arrays(table: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The labels and the probabilities (N, K) of a table of `read_predictions`, as evaluation.metrics takes them.
+
+    Labels are numbers of classes (N,), or of a multi-label set (N, K) of 0, 1 and nan for unknown.
+    """
+    probabilities = table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+    if "label" in table:
+        return np.array([classes.index(name) for name in table["label"]]), probabilities
+    return table[[f"label_{name}" for name in classes]].to_numpy(np.float64), probabilities
 
 
 def check_same(first: pd.DataFrame, second: pd.DataFrame, runs) -> None:
@@ -71,8 +96,12 @@ def check_same(first: pd.DataFrame, second: pd.DataFrame, runs) -> None:
     columns = [[name for name in table.columns if name.startswith("p_")] for table in (first, second)]
     if sorted(columns[0]) != sorted(columns[1]):
         raise InputError(f"the classes differ: {', '.join(columns[0])} and {', '.join(columns[1])}")
-    for what in ("label", "patient"):
-        rows = np.flatnonzero(first[what] != second[what])
+    labels = [name for name in first.columns if name == "label" or name.startswith("label_")]
+    if not set(labels) <= set(second.columns):
+        raise InputError("one probe is of a multi-label set, the other is not: compare probes of one test split")
+    for what in (*labels, "patient"):
+        differ = (first[what] != second[what]) & ~(first[what].isna() & second[what].isna())
+        rows = np.flatnonzero(differ)
         if len(rows):
             row = rows[0]
             values = f"{first[what][row]} and {second[what][row]}"

@@ -48,6 +48,8 @@ def efficiency(folder: Path, draws: int, seed: int) -> dict:
     train, test = contents.get("train"), contents.get("test")
     if not isinstance(train, dict) or not isinstance(test, dict):
         raise InputError(f"{folder / 'features.pt'}: no training features: give the folder of a fitted probe")
+    if train["labels"].ndim == 2:
+        raise InputError(f"{folder / 'features.pt'}: of a multi-label set: give a probe of one label an image")
     rows, unseen = (part["features"].numpy() for part in (train, test))
     rows = rows[:, 0] if rows.ndim == 3 else rows  # of the published recipe: the image that is not flipped
     labels, classes = train["labels"].numpy(), contents["classes"]

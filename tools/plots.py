@@ -11,6 +11,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, auc, roc_curve
 import utils
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's, told apart by all
+STYLES = ("-", "--", ":")  # of lines, for more curves than colours
 
 
 def label(name: str) -> str:
@@ -28,19 +29,40 @@ def save(figure, path) -> None:
         plt.close(figure)
 
 
+def line(k: int) -> dict:
+    """The colour and the style of the curve of class k."""
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k // len(COLOURS) % len(STYLES)]}
+
+
+def known_cases(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]):
+    """(number, positive, scores) of each class that can be drawn: it and others have cases, and it has probabilities.
+
+    labels (N,) are numbers of classes, or (N, K) 0, 1 and nan for unknown.
+    """
+    for k in range(len(classes)):
+        known = np.isfinite(labels[:, k] if labels.ndim == 2 else labels)
+        positive = labels[known, k] == 1 if labels.ndim == 2 else labels == k
+        scores = probabilities[known, k]
+        if 0 < positive.sum() < len(positive) and np.isfinite(scores).all():
+            yield k, positive, scores
+
+
 def plot_roc(path, labels: np.ndarray, probabilities: np.ndarray, classes: list[str], title: str) -> None:
-    """One-against-rest ROC curves, with their areas; for more than six classes their mean and the band they fill."""
+    """ROC curves with their areas: of each class against the rest, or of each finding on the cases where it is known.
+
+    For more than six classes, or 18 findings, their mean and the band they fill.
+    """
+    multi = labels.ndim == 2
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
     grid, curves = np.linspace(0, 1, 201), []
-    for k, name in enumerate(classes):
-        if not 0 < (labels == k).sum() < len(labels):
-            continue
-        false, true, _ = roc_curve(labels == k, probabilities[:, k])
+    each = len(classes) <= len(COLOURS) * (len(STYLES) if multi else 1)
+    for k, positive, scores in known_cases(labels, probabilities, classes):
+        false, true, _ = roc_curve(positive, scores)
         curves.append(np.interp(grid, false, true))
-        if len(classes) <= len(COLOURS):
-            text = f"{label(name)} ({auc(false, true):.3f}, n = {(labels == k).sum()})"
-            axes.plot(false, true, color=COLOURS[k], label=text)
-    if curves and len(classes) > len(COLOURS):
+        if each:
+            text = f"{label(classes[k])} ({auc(false, true):.3f}, n = {positive.sum()})"
+            axes.plot(false, true, **line(k), label=text)
+    if curves and not each:
         low, high = np.percentile(curves, (5, 95), axis=0)
         axes.fill_between(grid, low, high, alpha=0.25, color=COLOURS[0], label="5% to 95% of the classes")
         axes.plot(grid, np.mean(curves, axis=0), color=COLOURS[0], label=f"Mean of {len(curves)} classes")
@@ -48,7 +70,8 @@ def plot_roc(path, labels: np.ndarray, probabilities: np.ndarray, classes: list[
     axes.set(xlabel="False positive rate", ylabel="True positive rate", xlim=(0, 1), ylim=(0, 1.01))
     axes.set_aspect("equal")
     figure.suptitle(title, fontsize="medium")
-    axes.legend(loc="lower right", fontsize="small")
+    if curves:
+        axes.legend(loc="lower right", fontsize=6 if multi and len(classes) > len(COLOURS) else "small")
     save(figure, path)
 
 

@@ -45,8 +45,15 @@ def main() -> None:
         for results, _ in runs:
             print(row(results))
         print()
-        for _, folder in runs:
-            print(f"ROC curves and confusion matrix: {Path(folder, 'roc.png')}, {Path(folder, 'confusion.png')}")
+        over = [results.get("macro_over") for results, _ in runs]
+        if any(one != over[0] for one in over):
+            sizes = ", ".join(f"{Path(folder)} {len(one or ())}" for one, (_, folder) in zip(over, runs, strict=True))
+            print(f"Not the same findings are in each mean: {sizes}. tools/compare.py takes those of both.\n")
+        for results, folder in runs:
+            if results.get("multi_label"):
+                print(f"ROC curves: {Path(folder, 'roc.png')}")
+            else:
+                print(f"ROC curves and confusion matrix: {Path(folder, 'roc.png')}, {Path(folder, 'confusion.png')}")
 
 
 if __name__ == "__main__":

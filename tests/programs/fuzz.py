@@ -22,11 +22,13 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,11 +39,13 @@ from conftest import REPOSITORY, picture
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from data import cache
+import cbis_archive
+import dicom_files
+from data import cache, dicom  # noqa: F401  (pydicom is imported before files are watched)
 import checkpoints
 import datasets
 from evaluation import features
-from data import images
+from data import images, locations, shard_index
 from data.weights import WEIGHTS
 import models
 from data.tokens import Tokens, from_json, train_bpe
@@ -112,6 +116,11 @@ class Kinds:
         images.symlink_to(root / "images_elsewhere")  # a folder that is a link is normal on a cluster
         make_phantoms(root / "phantoms", seed=0, pairs=1, validation_pairs=1, calc=(9, 6), mass=(9, 6), workers=1)
         self.cbis = root / "phantoms" / "cbis"
+        self.archive = cbis_archive.write_archive(root / "archive", self.cbis / "csv", renamed=True)
+        self.vindr = root / "vindr"
+        dicom_files.write_vindr(self.vindr)
+        small = (path for path in sorted(dicom_files.WHEEL.rglob("*.dcm")) if path.stat().st_size < 16_000)
+        self.dicoms = [path.read_bytes() for path in small]
         self.catalog = root / "catalog.json"
         self.catalog.write_bytes((REPOSITORY / "dataset_catalog.json").read_bytes())
         torch.manual_seed(0)
@@ -182,10 +191,21 @@ class Kinds:
         self.changed(self.cbis / "csv" / "dicom_info.csv", changes)
         self.crops(rng.choice(("calcification", "mass")), rng.choice(("train", "test")), rng)
 
-    def crops(self, abnormality: str, split: str, rng) -> None:
-        table = datasets.cbis_table(self.cbis, abnormality, split, rng.choice(("crop", "full")))
-        self.inside(table["path"], self.cbis)
+    def crops(self, abnormality: str, split: str, rng, root=None) -> None:
+        table = datasets.cbis_table(root or self.cbis, abnormality, split, rng.choice(("crop", "full")))
+        self.inside(table["path"], root or self.cbis)
         assert table["id"].is_unique
+
+    def archive_files(self, rng, changes) -> None:
+        kind = rng.choice(("*.csv", "CBIS-DDSM/*/*/*/*.dcm"))
+        self.changed(rng.choice(sorted(self.archive.glob(kind))), changes)
+        self.crops(rng.choice(("calcification", "mass")), rng.choice(("train", "test")), rng, self.archive)
+
+    def vindr_csvs(self, rng, changes) -> None:
+        self.changed(rng.choice(sorted(self.vindr.glob("*.csv"))), changes)
+        label = rng.choice(("breast_birads", "breast_density", "finding_categories"))
+        entry = {"name": "vindr", "type": "vindr", "path": str(self.vindr), "label": label}
+        self.inside(datasets.labelled_set(entry, rng.choice(("train", "test"))).images, self.vindr)
 
     def catalog_json(self, rng, changes) -> None:
         self.changed(self.catalog, changes)
@@ -205,6 +225,87 @@ class Kinds:
         entry = {"name": "list", "type": "filelist", "path": str(folder), "train": "train", "test": "test"}
         data = datasets.labelled_set(entry, rng.choice(("train", "test")))
         assert not any(".." in Path(path).parts for path in data.images)
+
+    def webdataset(self, rng, changes) -> None:
+        """A shard with something hostile among its members, and its pairs and labels."""
+        path, encoded = self.root / "tars" / "s.tar", io.BytesIO()
+        path.parent.mkdir(exist_ok=True)
+        picture(rng.randrange(8), (9, 7)).save(encoded, "png")
+        members = []
+        for key in ("a", "d/b", "c" * rng.choice((1, 99, 300))):
+            record = {"label": "x", "patient": "p", "article": "A", "caption": "caption"}
+            texts = {"txt": b"text", "json": json.dumps(record).encode(), "cls": b"0"}
+            members += [
+                (f"{key}.{suffix}", contents) for suffix, contents in ({"png": encoded.getvalue()} | texts).items()
+            ]
+        hostile = rng.choice(HOSTILE)
+        if rng.random() < 0.5:
+            place = rng.randrange(len(members))
+            name, contents = members[place]
+            members[place] = rng.choice((
+                (name, hostile), (rng.choice(("../", "/", "./", "a/../../", "\n", ".")) + name, contents),
+                (hostile.decode("latin-1").replace("\0", "") + name, contents), members[place - 1],
+            ))  # fmt: skip
+        kind = rng.choice((tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT))
+        with tarfile.open(path, "w", format=kind) as archive:
+            for name, contents in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(contents)
+                if rng.random() < 0.02:
+                    info.type, info.linkname = rng.choice((b"1", b"2", b"3", b"5", b"6", b"S", b"V")), "/etc/passwd"
+                if rng.random() < 0.05 and kind == tarfile.PAX_FORMAT:
+                    field = rng.choice(("path", "size", "linkpath", "GNU.sparse.map", "hdrcharset"))
+                    info.pax_headers = {field: rng.choice(("-1", "0", "9" * 30, "../x", "/x", "x\0y", "x\ny"))}
+                with contextlib.suppress(ValueError):  # a name that ustar cannot hold
+                    archive.addfile(info, io.BytesIO(contents))
+        contents = bytearray(path.read_bytes())
+        if rng.random() < 0.5:  # a header's field, with a checksum that is right
+            header = contents[:512]
+            at, size = rng.choice(((0, 100), (100, 8), (124, 12), (148, 8), (156, 1), (257, 8), (345, 155)))
+            value = rng.choice((hostile[:size], rng.randbytes(size), b"%0*o" % (size - 1, rng.randrange(9**size))))
+            header[at : at + size] = value[:size].ljust(size, b"\0")
+            if at != 148:
+                header[148:156] = b" " * 8
+                header[148:156] = b"%06o\0 " % sum(header)
+            contents[:512] = header
+        # The index is not kept: a reader that writes is what the program looks for.
+        with (
+            mock.patch.object(shard_index, "writable", return_value=False),
+            mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.root)),
+        ):
+            self.write(path, bytes(contents), changes if rng.random() < 0.5 else ())
+            entry = {
+                "name": "tars",
+                "type": "webdataset",
+                "path": str(self.root),
+                "train": "tars",
+                "test": "tars/s.tar",
+            }
+            if rng.random() < 0.5:
+                pairs = datasets.paired_set(entry, "train", optional=rng.random() < 0.5)
+                places = list(pairs.paths()) if pairs else []
+                assert pairs is None or (all(pairs.captions) and len(set(pairs.ids)) == len(pairs) > 0)
+            else:
+                places = datasets.labelled_set(entry, rng.choice(("train", "test"))).images
+        for place in places:
+            assert locations.split(place).path == str(path) and sum(locations.split(place).at) <= path.stat().st_size
+            with contextlib.suppress(InputError):
+                images.read_image(place)
+
+    def shard_indices(self, rng, changes) -> None:
+        """The index of a shard: what is accepted is what it was."""
+        shard, path = self.root / "indexed.tar", self.root / "indexed.index"
+        keys = {"id": "id", "caption": "caption"}
+        if not shard.exists():
+            with tarfile.open(shard, "w") as archive:
+                for name in ("a.jpg", "a.txt", "b.jpg"):
+                    archive.addfile(tarfile.TarInfo(name))
+            path.write_bytes(shard_index.make(shard, keys))
+        self.changed(path, changes)
+        found = shard_index.read(path, shard, keys)
+        if found is None:
+            raise InputError("made again")
+        assert found.columns["ids"][0] == b"ab" and path.read_bytes() == self.originals[path]
 
     def image(self, suffix: str, rng, changes, **how) -> None:
         path = self.root / f"image.{suffix}"
@@ -233,6 +334,12 @@ class Kinds:
             ("tif", {"compression": "jpeg"}), ("bmp", {}), ("gif", {}), ("webp", {}), ("jp2", {}), ("ppm", {}),
         ))  # fmt: skip
         self.image(suffix, rng, changes, **how)
+
+    def dicom_image(self, rng, changes) -> None:
+        path = self.root / "image.dcm"
+        self.write(path, rng.choice(self.dicoms), changes)
+        images.unreadable([str(path)])
+        assert images.read_image(str(path)).mode in ("L", "RGB")
 
     def altered(self, rng) -> dict:
         """Contents for a checkpoint: the model's own weights, often with something wrong."""
@@ -434,14 +541,16 @@ class Kinds:
 
 
 KINDS = (
-    "captions keywords licences case_csv dicom_info catalog_json filelist jpeg png other_image checkpoint safetensors "
-    "zip cache_index cache_pixels feature_shard zero_shot_prompts"
+    "captions keywords licences case_csv dicom_info archive_files vindr_csvs catalog_json filelist webdataset "
+    "shard_indices jpeg png other_image dicom_image checkpoint safetensors zip cache_index cache_pixels "
+    "feature_shard zero_shot_prompts"
 ).split()
 
 
 READERS = (
-    "data/buffers data/roco data/cbis data/folders data/sets data/images data/cache data/weights datasets checkpoints "
-    "evaluation/features evaluation/zeroshot"
+    "data/buffers data/roco data/cbis data/cbis_choice data/cbis_kaggle data/cbis_archive data/csv_rows data/vindr "
+    "data/folders data/tar data/shard_index data/shards data/sets data/images data/dicom data/cache data/weights "
+    "datasets checkpoints evaluation/features evaluation/zeroshot"
 ).split()
 
 

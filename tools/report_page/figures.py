@@ -1,6 +1,7 @@
 """The report's figures: each is (title, matplotlib figure), and becomes an SVG in the page."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from tools.plots import COLOURS, label
+from tools.plots import COLOURS, STYLES, known_cases, label, line
 
 INK = "#123456"  # in matplotlib's drawings; the page's own text colour takes its place
 BINS = 15
@@ -43,37 +44,50 @@ def inline_svg(figure, title: str, number: int) -> Markup:
 
 
 def probe_figures(results: dict) -> Iterator[tuple]:
-    """ROC, precision-recall, reliability and confusion of a probe."""
+    """ROC, precision-recall, reliability and confusion of a probe; of a multi-label set the first two."""
     labels, probabilities, classes = results["labels"], results["probabilities"], results["classes"]
     name = results["encoder"]["name"]
     yield roc(labels, probabilities, classes, name)
     yield precision_recall(labels, probabilities, classes, name)
-    yield reliability(labels, probabilities, name)
-    yield confusion(labels, probabilities.argmax(axis=1), classes, name)
+    if labels.ndim == 1:
+        yield reliability(labels, probabilities, name)
+        yield confusion(labels, probabilities.argmax(axis=1), classes, name)
 
 
-def curve_classes(labels, classes: list[str]) -> list[int]:
-    """The first classes, as many as there are colours, of which there are cases and cases of others."""
-    return [k for k in range(len(classes)) if 0 < (labels == k).sum() < len(labels)][: len(COLOURS)]
+def drawn_classes(labels, probabilities, classes: list[str]) -> list[tuple]:
+    """`known_cases` of the first classes, as many as there are colours, or of a multi-label set as there are lines."""
+    most = len(COLOURS) * (len(STYLES) if labels.ndim == 2 else 1)
+    return list(itertools.islice(known_cases(labels, probabilities, classes), most))
+
+
+def add_legend(figure, axes, drawn: list, **where) -> None:
+    """Within the axes, or beside them if there are more curves than colours."""
+    if len(drawn) > len(COLOURS):
+        figure.set_figwidth(4.8)
+        figure.legend(frameon=False, loc="outside right center", fontsize=6)
+    else:
+        axes.legend(frameon=False, **where)
 
 
 def roc(labels, probabilities, classes: list[str], name: str) -> tuple:
     figure, axes = new_axes(xlabel="1 - specificity", ylabel="Sensitivity", **UNIT)
-    for k in curve_classes(labels, classes):
-        x, y, _ = roc_curve(labels == k, probabilities[:, k])
-        axes.plot(x, y, color=COLOURS[k], label=label(classes[k]))
+    drawn = drawn_classes(labels, probabilities, classes)
+    for k, positive, scores in drawn:
+        x, y, _ = roc_curve(positive, scores)
+        axes.plot(x, y, **line(k), label=label(classes[k]))
     axes.plot((0, 1), (0, 1), color=INK, linestyle=":", linewidth=0.8)
-    axes.legend(frameon=False, loc="lower right")
+    add_legend(figure, axes, drawn, loc="lower right")
     return f"ROC curves: {name}", figure
 
 
 def precision_recall(labels, probabilities, classes: list[str], name: str) -> tuple:
     figure, axes = new_axes(xlabel="Recall", ylabel="Precision", **UNIT)
-    for k in curve_classes(labels, classes):
-        y, x, _ = precision_recall_curve(labels == k, probabilities[:, k])
-        axes.step(x, y, where="post", color=COLOURS[k], label=f"{label(classes[k])} ({(labels == k).mean():.0%})")
-        axes.axhline((labels == k).mean(), color=COLOURS[k], linestyle=":", linewidth=0.8)
-    axes.legend(frameon=False, loc="best", fontsize=7)
+    drawn = drawn_classes(labels, probabilities, classes)
+    for k, positive, scores in drawn:
+        y, x, _ = precision_recall_curve(positive, scores)
+        axes.step(x, y, where="post", **line(k), label=f"{label(classes[k])} ({positive.mean():.0%})")
+        axes.axhline(positive.mean(), color=line(k)["color"], linestyle=":", linewidth=0.8)
+    add_legend(figure, axes, drawn, loc="best", fontsize=7)
     return f"Precision-recall; dotted, a class's share of the cases: {name}", figure
 
 

@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 import utils
-from tools.compare import read_predictions
+from tools.compare import arrays, read_predictions
 from utils import InputError
 
 
@@ -24,7 +22,7 @@ def read_runs(folders) -> tuple[list[dict], list[dict]]:
 
 
 def read_probe(folder: Path) -> dict:
-    """results.json with `folder`, `labels` (N,), `probabilities` (N, K) and, if there, `efficiency`.
+    """results.json with `folder`, `labels` (N,) or (N, K), `probabilities` (N, K) and, if there, `efficiency`.
 
     Raises InputError.
     """
@@ -36,8 +34,8 @@ def read_probe(folder: Path) -> dict:
     columns = [f"p_{name}" for name in results["classes"]]
     if not set(columns) <= set(table.columns):
         raise InputError(f"{folder / 'predictions.csv'}: not of the classes of results.json: run main_linear.py again")
-    results |= {"folder": str(folder), "probabilities": table[columns].to_numpy(float)}
-    results["labels"] = np.array([results["classes"].index(name) for name in table["label"]])
+    results["labels"], results["probabilities"] = arrays(table, results["classes"])
+    results["folder"] = str(folder)
     path = folder / "label_efficiency.json"
     results["efficiency"] = read_json(path)["rows"] if path.exists() else None
     return results

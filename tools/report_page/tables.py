@@ -41,7 +41,27 @@ def probe_tables(probes: list[dict], published: dict) -> list[dict]:
         if further:
             note = "Percent; the calibration error is over 15 bins, the Brier score the sum over classes (0 to 200)."
             tables.append(probe_table(f"{dataset}: further metrics", note, further, ours))
+        if any(one.get("multi_label") for one in ours):
+            tables.append(finding_table(dataset, [one for one in ours if one.get("multi_label")]))
     return tables
+
+
+def finding_table(dataset: str, probes: list[dict]) -> dict:
+    """The AUROC of each finding of a multi-label set: a row a finding, a column a probe."""
+    findings = list(dict.fromkeys(name for one in probes for name in one["classes"]))
+    rows = []
+    for name in findings:
+        counts = next(one["per_class"][name] for one in probes if name in one["per_class"])
+        text = f"{name} ({counts['n']} of {counts['n_known']})"
+        rows.append(("ours", [text, *(percent_cell(one, f"{name}.auroc") for one in probes)]))
+    return {
+        "title": f"{dataset}: AUROC of each finding",
+        "note": "Percent; in brackets, the positive cases of those where the finding is known. A macro metric is the "
+        "mean over the findings that are not N/A; F1, precision and recall are at a probability of "
+        f"{probes[0]['threshold']}.",
+        "columns": ("Finding", *(f"{one['encoder']['name']}, {protocol(one)}" for one in probes)),
+        "rows": rows,
+    }
 
 
 def probe_table(title: str, note: str, columns, probes: list[dict]) -> dict:
@@ -67,6 +87,8 @@ def note_on_rows(ours: list[dict], theirs) -> str:
     note = f"Percent, with 95% intervals over the test split's patients ({ours[0]['n_test']} test cases)."
     if made_up:
         note += " Ours are of phantoms: drawn by a program, they say nothing about patients."
+    if any(one.get("macro_over") != ours[0].get("macro_over") for one in ours):
+        note += " The rows are means over different findings: see the AUROC of each below."
     if theirs:
         note += " Rows marked published were not reproduced here"
         note += " and are of patients: no comparison." if made_up else "."
