@@ -20,6 +20,8 @@ from conftest import make_roco
 
 import distributed
 import main
+import towers.text
+import towers.timm_encoders  # noqa: F401  (a run imports them when it comes to need them)
 
 TINY = (
     "--pretrained none --device cpu --image-size 32 --ssl-mlp-dim 32 --ssl-emb-dim 16 --workers 0 --amp off"

@@ -140,6 +140,16 @@ if __name__ == "__main__":
     import main  # noqa: F401
     import main_linear  # noqa: F401
 
+    # What the scripts import when they come to need it.
+    import data.dicom  # noqa: F401
+    import data.shards  # noqa: F401
+    import data.tables  # noqa: F401
+    import tools.doctor  # noqa: F401
+    import tools.plots  # noqa: F401
+    import towers.swin  # noqa: F401
+    import towers.text  # noqa: F401
+    import towers.timm_encoders  # noqa: F401
+
     with contextlib.suppress(ImportError):
         import run_with_submitit  # noqa: F401
 
