@@ -141,13 +141,13 @@ if __name__ == "__main__":
     import main_linear  # noqa: F401
 
     # What the scripts import when they come to need it.
-    import data.dicom  # noqa: F401
-    import data.shards  # noqa: F401
+    import data.dicom
+    import data.shards
     import data.tables  # noqa: F401
-    import tools.doctor  # noqa: F401
+    import tools.doctor
     import tools.plots  # noqa: F401
-    import towers.swin  # noqa: F401
-    import towers.text  # noqa: F401
+    import towers.swin
+    import towers.text
     import towers.timm_encoders  # noqa: F401
 
     with contextlib.suppress(ImportError):
