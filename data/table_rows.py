@@ -53,7 +53,9 @@ class Rows:
         self.root = os.path.dirname(entry["path"]) if os.path.isfile(entry["path"]) else entry["path"]
         files = splits.find_tables(entry)
         by_file = next((name for name in held if name in files), None)
-        self.files = files[split if split == "train" else by_file] if by_file else files.get("train") or files[""]
+        ours = by_file if by_file and split != "train" else "train"
+        self.files = files.get(ours) or files[""]
+        twice = next((one for one in files if one != ours and same_file(files[one], self.files)), None)
         self.template = Template(entry["images"]) if "{" in entry.get("images", "") else None
         self.names = table_files.names(self.files[0])
         self.columns = {role: name for role in ROLES if (name := self.column(role))}
@@ -62,8 +64,13 @@ class Rows:
         self.from_elsewhere = table_files.kind(self.files[0]) == "parquet"  # such files are mostly downloaded
         self.starts, self.groups = [0], {}  # the first row of each file; {what rows were grouped by: hashes}
         self.value = self.share = None
-        self.how = f"the rows of {', '.join(map(os.path.basename, self.files[:3]))}{', ...' * (len(self.files) > 3)}"
-        if by_file:
+        self.how = f"the rows of {', '.join(map(self.below, self.files[:3]))}{', ...' * (len(self.files) > 3)}"
+        if twice and "split" not in self.columns:
+            raise InputError(
+                f"entry '{entry['name']}': {os.path.basename(self.files[0])} is both '{ours}' and '{twice}', and has "
+                "no column 'split' that tells its rows apart: name another file, or leave one out"
+            )
+        if by_file and not twice:
             if "split" in entry:
                 logger.warning(
                     f"entry '{entry['name']}': the column '{entry['split']}' has no effect beside split files"
@@ -74,13 +81,13 @@ class Rows:
             self.value = by_value if split != "train" and by_value else "train"
             self.how += f" whose '{self.columns['split']}' is {self.value}"
             by_file = by_value
-        if not by_file:
-            self.share = splits.read_share(entry, share)
-            self.held_out = splits.Share(self.share, entry.get("seed", "0"))
+        share = splits.read_share(entry, share)
+        if not by_file and (share or split != "train"):
+            self.share, self.held_out = share, splits.Share(share, entry.get("seed", "0"))
 
     def empty(self) -> bool:
         """Whether the split is that of a share of nothing."""
-        return self.share == 0 and self.split != "train"
+        return self.share == 0
 
     def column(self, role: str) -> str | None:
         """The column that the entry names for a role, else the first of ROLES that is there."""
@@ -136,13 +143,15 @@ class Rows:
                 done += len(block[0])
 
     def read_splits(self) -> dict[str, str | None]:
-        """{cell of the column of splits: the split that it means}; an empty cell means none."""
-        column, known = self.columns["split"], {}
+        """{cell of the column of splits: the split that it means}; an empty cell means none: such rows are counted."""
+        column, known, without = self.columns["split"], {}, 0
         for _, first, (cells,) in self.blocks([column]):
             for i, cell in enumerate(map(str, cells)):
                 if cell in known:
+                    without += known[cell] is None
                     continue
                 known[cell] = splits.named(cell)
+                without += known[cell] is None
                 if known[cell] is None and table_files.line(cell) not in ("", "None", "nan"):
                     raise InputError(
                         f"{self.where(first + i)}: the {column} '{cell[:40]}' is none of train, validation and test: "
@@ -150,6 +159,8 @@ class Rows:
                     )
         if "train" not in known.values():
             raise InputError(f"{self.files[0]}: the column '{column}' says train in no row")
+        if without:
+            logger.info(f"{self.files[0]}: {without} rows whose '{column}' is empty left out")
         return known
 
     # The rows
@@ -269,6 +280,11 @@ class Rows:
         part = self.share if self.split != "train" else 1 - self.share
         seed = self.entry.get("seed", "0")
         return {"split": f"{self.how}: a share of {part:g} of its {counts}, by a hash with seed {seed}, {side}"}
+
+
+def same_file(some: list[str], others: list[str]) -> bool:
+    """Whether two lists of paths have a file in common."""
+    return not {*map(os.path.realpath, some)}.isdisjoint(map(os.path.realpath, others))
 
 
 def some(names: list[str]) -> str:

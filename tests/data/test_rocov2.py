@@ -55,6 +55,8 @@ def test_what_is_missing_is_said(tmp_path):
     entry = make_rocov2(tmp_path)
     (tmp_path / "valid_captions.csv").unlink()
     assert datasets.paired_set(entry, "validation", optional=True) is None
+    pairs = datasets.paired_set(entry, "train")  # of which nothing is held out
+    assert len(pairs) == 2 and pairs.notes["split"] == "the rows of train_captions.csv"
     (tmp_path / "license_information.csv").write_text("ID,Link\n")
     with pytest.raises(InputError, match=r"license_information\.csv: no column 'PMCID', only ID, Link"):
         datasets.paired_set(entry, "train")
