@@ -57,6 +57,10 @@ class Rows:
         self.files = files.get(ours) or files[""]
         twice = next((one for one in files if one != ours and same_file(files[one], self.files)), None)
         self.template = Template(entry["images"]) if "{" in entry.get("images", "") else None
+        given = [] if self.template else map(str.strip, entry.get("images", "").split(","))
+        self.given = [os.path.join(self.root, one) for one in given if one]
+        if absent := [one for one in self.given if not os.path.isdir(one)]:
+            raise InputError(f"{absent[0]}: no such folder: correct 'images' in the entry '{entry['name']}'")
         self.names = table_files.names(self.files[0])
         self.columns = {role: name for role in ROLES if (name := self.column(role))}
         if self.template is None:
@@ -258,8 +262,7 @@ class Rows:
     def bases(self, path: str) -> tuple[str, ...]:
         """The folders that images may lie in."""
         folder = os.path.dirname(path)
-        given = [] if self.template else filter(None, map(str.strip, self.entry.get("images", "").split(",")))
-        return *(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)
+        return *self.given, folder, self.root, os.path.dirname(folder)
 
     def below(self, path: str) -> str:
         """A path relative to the root, if it is below it."""

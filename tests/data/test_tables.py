@@ -307,6 +307,9 @@ def test_what_is_wrong_with_an_entry(tmp_path):
     for keys, message in (
         ({"caption": "text"}, r"t\.csv: no column 'text', only image, caption: correct 'caption' or the file"),
         ({"train": "t.csv"}, "is a file: give its folder as 'path', beside 'train'"),
+        ({"images": "{image"}, r"'\{image': expected columns in braces, \{NAME\} or \{NAME:2\}"),
+        ({"images": "x/{image:two}.png"}, r"expected columns in braces"),
+        ({"images": ".,nowhere"}, "nowhere: no such folder: correct 'images' in the entry 'mine'"),
     ):
         with pytest.raises(InputError, match=message):
             train(path, **keys)
