@@ -20,7 +20,7 @@ ROLES = {  # the names of columns that an entry need not name, in upper or lower
     "caption": ("caption", "text", "title", "report"),
     "label": ("label",),
     "id": ("id", "image_id", "dicom_id"),
-    "patient": ("patient", "patient_id", "subject_id"),
+    "patient": ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id"),
     "article": ("article", "pmcid"),
     "split": ("split",),
     "keywords": ("keywords",),

@@ -210,6 +210,8 @@ def test_a_share_of_the_patients(tmp_path):
     assert 4 <= len(second) <= 18  # of 100, a tenth is expected
     assert "t.csv: a share of 0.9 of its 100 patients, by a hash with seed 0" in pairs.notes["split"]
     assert sides(seed="1")[0][1] != second
+    table.rename(columns={"patient": "Patient ID"}).to_csv(tmp_path / "t.csv", index=False)
+    assert sides()[0] == [first, second]
     table[::-1].iloc[: n // 2].to_csv(tmp_path / "t.csv", index=False)
     assert sides()[0][1] <= second, "patients stay where they are when others come or go"
     table.rename(columns={"patient": "pmcid"}).to_csv(tmp_path / "t.csv", index=False)
