@@ -112,7 +112,8 @@ def paired_set(entry: dict, split: str, metadata=None, subset: str = "all", opti
         fit = " or ".join(f"'{name}'" for name, other in TYPES.items() if other.pairs)
         raise InputError(f"--dataset {entry['name']}: type '{entry['type']}' has no captions; main.py takes type {fit}")
     pairs = resolve(known.pairs)(entry, split, metadata, subset, optional)
-    return pairs and replace(pairs, window=entry.get("window", ""))
+    window = entry.get("window", "")
+    return replace(pairs, window=window, notes={**pairs.notes, "window": window}) if pairs and window else pairs
 
 
 def labelled_set(entry: dict, split: str) -> Labelled:

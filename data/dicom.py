@@ -141,7 +141,8 @@ def find_pixels(file, header: Dataset, syntax: UID) -> tuple[str, str]:
     file.seek(start)
     tag, vr, length = read_element(file)
     if tag not in PIXELS:
-        raise Refused("no pixel data in it: a report, a plan or a directory, or a file that was cut short", "remove it")
+        reason = "no pixel data in it: a report, a plan or a directory, or a file that was cut short"
+        raise Refused(reason, "remove it, or pass --skip-broken")
     absent = [
         name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not header.get(name)
     ]

@@ -12,6 +12,7 @@ Layout (Rueckert et al., Sci Data 2024, doi 10.1038/s41597-024-03496-6; Zenodo 1
 import os
 
 from data import table_files
+from data.roco import absent
 from data.sets import Pairs
 from data.tables import read_pairs
 from utils import InputError, logger
@@ -36,10 +37,14 @@ def rocov2_set(entry: dict, split: str, metadata=None, subset: str = "all", opti
         )
     folders = (name, f"{name}_images/{name}", f"{name}_images", f"images/{name}", "images")
     there = [one for one in folders if os.path.isdir(os.path.join(root, one))]
+    if not there:
+        return absent(f"{root}: no folder {', '.join(folders)} in it: unpack the images there", optional)
     table = {
-        "name": entry["name"], "path": root, "train": "train_captions.csv", "validation": captions,
-        "image": "ID", "caption": "Caption", "id": "ID", "images": ",".join(there),
+        "name": entry["name"], "path": root, "train": "train_captions.csv", "image": "ID", "caption": "Caption",
+        "id": "ID", "images": ",".join(there), "share": "0",
     }  # fmt: skip
+    if split != "train":
+        table["validation"] = captions
     articles = dict(read_columns(os.path.join(root, "license_information.csv"), "ID", "PMCID"))
     keywords = concepts(root, name) if subset != "all" else None
     return read_pairs(table, split, metadata, subset, optional, keywords, articles)

@@ -93,7 +93,8 @@ class Labelled:
 
     def shown(self, window: str) -> "Labelled":
         """The set with its images shown in a window, "40/400"."""
-        return replace(self, images=[f"{image}\0window={window}" for image in self.images])
+        images = [f"{image}\0window={window}" for image in self.images]
+        return replace(self, images=images, notes={**self.notes, "window": window})
 
     def without(self, broken: set[str]) -> "Labelled":
         keep = [i for i, image in enumerate(self.images) if not isinstance(image, str) or image not in broken]

@@ -67,7 +67,9 @@ def labelled_shards(entry: dict, split: str) -> Labelled:
     `paired_shards`, and for a label that is no class of the training split.
     """
     found = Samples(entry, split)
-    training = found if split == "train" or entry["train"] == entry[split] else Samples(entry, "train")
+    training = found if split == "train" else Samples(entry, "train")
+    if both := sorted(set(found.shards) & set(training.shards)) if split != "train" else ():
+        raise InputError(f"--dataset {entry['name']}: {both[0]} is in 'train' and in '{split}': name other shards")
     classes = training.classes()
     numbers = {name: number for number, name in enumerate(classes)}
     named = list(found.labels())
@@ -96,7 +98,7 @@ class Samples:
 
     def __init__(self, entry: dict, split: str):
         self.entry, self.split = entry, split
-        shards = find_shards(entry, split)
+        self.shards = shards = find_shards(entry, split)
         self.keys = {key: entry.get(key, key) for key in KEYS}
         paths = [Path(entry["path"], shard) for shard in shards]
         self.indices = shard_index.open_all(paths, self.keys)

@@ -6,14 +6,20 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from data.images import SUFFIXES
+from utils import InputError
 
 FIELD = re.compile(r"\{([^{}:]+)(?::(\d+))?\}")
 
 
 class Template:
-    """A path with columns in braces: "p{subject_id:2}/{dicom_id}.jpg", where :2 takes the first two characters."""
+    """A path with columns in braces: "p{subject_id:2}/{dicom_id}.jpg", where :2 takes the first two characters.
+
+    Raises InputError for other braces.
+    """
 
     def __init__(self, template: str):
+        if any(brace in FIELD.sub("", template) for brace in "{}"):
+            raise InputError(f"images: '{template[:80]}': expected columns in braces, {{NAME}} or {{NAME:2}}")
         words = FIELD.split(template)  # text, column, length, text, column, length, ..., text
         self.texts, self.columns = words[::3], words[1::3]
         self.lengths = [int(length) if length else None for length in words[2::3]]

@@ -20,7 +20,7 @@ ROLES = {  # the names of columns that an entry need not name, in upper or lower
     "caption": ("caption", "text", "title", "report"),
     "label": ("label",),
     "id": ("id", "image_id", "dicom_id"),
-    "patient": ("patient", "patient_id", "subject_id"),
+    "patient": ("patient", "patient_id", "patientid", "patient id", "subject", "subject_id"),
     "article": ("article", "pmcid"),
     "split": ("split",),
     "keywords": ("keywords",),
@@ -54,8 +54,14 @@ class Rows:
         self.inside = os.path.join(self.root, "")  # locations are relative to it
         files = splits.find_tables(entry)
         by_file = next((name for name in held if name in files), None)
-        self.files = files[split if split == "train" else by_file] if by_file else files.get("train") or files[""]
+        ours = by_file if by_file and split != "train" else "train"
+        self.files = files.get(ours) or files[""]
+        twice = next((one for one in files if one != ours and same_file(files[one], self.files)), None)
         self.template = Template(entry["images"]) if "{" in entry.get("images", "") else None
+        given = [] if self.template else map(str.strip, entry.get("images", "").split(","))
+        self.given = [os.path.join(self.root, one) for one in given if one]
+        if absent := [one for one in self.given if not os.path.isdir(one)]:
+            raise InputError(f"{absent[0]}: no such folder: correct 'images' in the entry '{entry['name']}'")
         self.names = table_files.names(self.files[0])
         self.columns = {role: name for role in ROLES if (name := self.column(role))}
         if self.template is None:
@@ -63,8 +69,13 @@ class Rows:
         self.from_elsewhere = table_files.kind(self.files[0]) == "parquet"  # such files are mostly downloaded
         self.starts, self.groups = [0], {}  # the first row of each file; {what rows were grouped by: hashes}
         self.value = self.share = None
-        self.how = f"the rows of {', '.join(map(os.path.basename, self.files[:3]))}{', ...' * (len(self.files) > 3)}"
-        if by_file:
+        self.how = f"the rows of {', '.join(map(self.below, self.files[:3]))}{', ...' * (len(self.files) > 3)}"
+        if twice and "split" not in self.columns:
+            raise InputError(
+                f"entry '{entry['name']}': {os.path.basename(self.files[0])} is both '{ours}' and '{twice}', and has "
+                "no column 'split' that tells its rows apart: name another file, or leave one out"
+            )
+        if by_file and not twice:
             if "split" in entry:
                 logger.warning(
                     f"entry '{entry['name']}': the column '{entry['split']}' has no effect beside split files"
@@ -75,13 +86,13 @@ class Rows:
             self.value = by_value if split != "train" and by_value else "train"
             self.how += f" whose '{self.columns['split']}' is {self.value}"
             by_file = by_value
-        if not by_file:
-            self.share = splits.read_share(entry, share)
-            self.held_out = splits.Share(self.share, entry.get("seed", "0"))
+        share = splits.read_share(entry, share)
+        if not by_file and (share or split != "train"):
+            self.share, self.held_out = share, splits.Share(share, entry.get("seed", "0"))
 
     def empty(self) -> bool:
         """Whether the split is that of a share of nothing."""
-        return self.share == 0 and self.split != "train"
+        return self.share == 0
 
     def column(self, role: str) -> str | None:
         """The column that the entry names for a role, else the first of ROLES that is there."""
@@ -137,13 +148,15 @@ class Rows:
                 done += len(block[0])
 
     def read_splits(self) -> dict[str, str | None]:
-        """{cell of the column of splits: the split that it means}; an empty cell means none."""
-        column, known = self.columns["split"], {}
+        """{cell of the column of splits: the split that it means}; an empty cell means none: such rows are counted."""
+        column, known, without = self.columns["split"], {}, 0
         for _, first, (cells,) in self.blocks([column]):
             for i, cell in enumerate(map(str, cells)):
                 if cell in known:
+                    without += known[cell] is None
                     continue
                 known[cell] = splits.named(cell)
+                without += known[cell] is None
                 if known[cell] is None and table_files.line(cell) not in ("", "None", "nan"):
                     raise InputError(
                         f"{self.where(first + i)}: the {column} '{cell[:40]}' is none of train, validation and test: "
@@ -151,6 +164,8 @@ class Rows:
                     )
         if "train" not in known.values():
             raise InputError(f"{self.files[0]}: the column '{column}' says train in no row")
+        if without:
+            logger.info(f"{self.files[0]}: {without} rows whose '{column}' is empty left out")
         return known
 
     # The rows
@@ -250,8 +265,7 @@ class Rows:
     def bases(self, path: str) -> tuple[str, ...]:
         """The folders that images may lie in."""
         folder = os.path.dirname(path)
-        given = [] if self.template else filter(None, map(str.strip, self.entry.get("images", "").split(",")))
-        return *(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)
+        return *self.given, folder, self.root, os.path.dirname(folder)
 
     def find(self, finder: Finder, written: list[list[str]]) -> list[list[str | None]]:
         """The locations of the image files of each row; [None] for a row without one."""
@@ -268,6 +282,11 @@ class Rows:
         part = self.share if self.split != "train" else 1 - self.share
         seed = self.entry.get("seed", "0")
         return {"split": f"{self.how}: a share of {part:g} of its {counts}, by a hash with seed {seed}, {side}"}
+
+
+def same_file(some: list[str], others: list[str]) -> bool:
+    """Whether two lists of paths have a file in common."""
+    return not {*map(os.path.realpath, some)}.isdisjoint(map(os.path.realpath, others))
 
 
 def some(names: list[str]) -> str:

@@ -39,9 +39,10 @@ def shared_patients(entry: dict, train, test, allow_leakage: bool) -> int | None
     """The number of patients in both splits; None where no patients are known."""
     if not train.patients or not test.patients:
         return None
-    both = sorted(set(train.patients) & set(test.patients))
+    common = set(train.patients) & set(test.patients)
+    both = sorted(common)
     if both and not allow_leakage:
-        rows = sum(one in set(both) for one in test.patients)
+        rows = sum(one in common for one in test.patients)
         raise InputError(
             f"--dataset {entry['name']}: {len(both)} patients are in the training and in the test split ({both[0]}"
             f"{', ...' if len(both) > 1 else ''}; {rows} of {len(test)} test cases): use a split by patient, or "

@@ -8,6 +8,7 @@ import torchvision
 from conftest import picture
 
 import datasets
+from training import resume
 from utils import InputError
 
 
@@ -113,3 +114,17 @@ def test_a_set_without_classes(tmp_path):
     entry = datasets.find_entry(catalog(tmp_path, {"mine": {"path": ".", "type": "roco"}}), "mine")
     with pytest.raises(InputError, match="captions and no classes"):
         datasets.labelled_set(entry, "train")
+
+
+def test_the_window_is_kept_with_the_run(tmp_path):
+    """Also that of the catalog, which no argument tells: a run does not go on within an epoch in another window."""
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / "t.csv").write_text("image,caption,label,split\n0.png,a,x,train\n")
+    path = catalog(tmp_path, {"mine": {"path": "t.csv", "type": "table", "window": "40/400", "share": "0"}})
+    own, other = (datasets.find_entry(path, "mine", window=window) for window in (None, (50, 400)))
+    pairs, others = (datasets.paired_set(entry, "train") for entry in (own, other))
+    assert pairs.notes["window"] == "40/400" and others.notes["window"] == "50/400"
+    assert datasets.labelled_set(own, "train").notes["window"] == "40/400"
+    assert resume.fingerprint(pairs) != resume.fingerprint(others)
+    plain = datasets.paired_set({**own, "window": ""}, "train")
+    assert "window" not in plain.notes and resume.fingerprint(plain) not in map(resume.fingerprint, (pairs, others))

@@ -138,5 +138,5 @@ def check_data(contents: dict, data: int, path) -> None:
 
 
 def fingerprint(pairs) -> int:
-    """CRC-32 over the ids and captions of sets.Pairs."""
-    return zlib.crc32(pairs.captions.buffer, zlib.crc32(pairs.ids.buffer))
+    """CRC-32 over the ids and captions of sets.Pairs, and the window that its images are shown in."""
+    return zlib.crc32(pairs.window.encode(), zlib.crc32(pairs.captions.buffer, zlib.crc32(pairs.ids.buffer)))

@@ -1,5 +1,7 @@
 """ROCOv2's tree: folders of images under each of their names, concepts as keywords, articles."""
 
+import shutil
+
 import pytest
 
 import datasets
@@ -55,8 +57,13 @@ def test_what_is_missing_is_said(tmp_path):
     entry = make_rocov2(tmp_path)
     (tmp_path / "valid_captions.csv").unlink()
     assert datasets.paired_set(entry, "validation", optional=True) is None
+    pairs = datasets.paired_set(entry, "train")  # of which nothing is held out
+    assert len(pairs) == 2 and pairs.notes["split"] == "the rows of train_captions.csv"
     (tmp_path / "license_information.csv").write_text("ID,Link\n")
     with pytest.raises(InputError, match=r"license_information\.csv: no column 'PMCID', only ID, Link"):
+        datasets.paired_set(entry, "train")
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(InputError, match=r"no folder train, train_images/train, .* in it: unpack the images there"):
         datasets.paired_set(entry, "train")
     (tmp_path / "train_captions.csv").unlink()
     with pytest.raises(InputError, match=r"no train_captions\.csv in it"):

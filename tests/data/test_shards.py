@@ -182,6 +182,8 @@ def test_labelled_by_class_number_label_or_both(tmp_path):
         datasets.labelled_set(entry(tmp_path / "both", fit="round"), "train")
     with pytest.raises(InputError, match="the label 'cyst' is no class of the training split"):
         datasets.labelled_set(entry(tmp_path, train="cls/train", test="json/test"), "test")
+    with pytest.raises(InputError, match=r"test/s-000\.tar is in 'train' and in 'test'"):
+        datasets.labelled_set(entry(tmp_path / "cls", train="train::test", test="test"), "test")
     write(
         tmp_path / "odd",
         [

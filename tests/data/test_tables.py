@@ -155,12 +155,14 @@ def test_ids_that_repeat(tmp_path):
         train(write(tmp_path / "t.csv", same.replace("x_2", "x")), share="0")
 
 
-def test_a_split_column(tmp_path):
+def test_a_split_column(tmp_path, caplog):
+    caplog.set_level("INFO", logger="medslip")
     pictures(tmp_path, *(f"{n}.png" for n in range(6)))
     names = ("training", "VAL", "test", "train", "", "dev")
     text = "image,caption,split\n" + "".join(f"{n}.png,caption {n},{name}\n" for n, name in enumerate(names))
     path = write(tmp_path / "t.csv", text)
     assert list(train(path).ids) == ["0", "3"]
+    assert "t.csv: 1 rows whose 'split' is empty left out" in caplog.text
     validation = datasets.paired_set(entry(path), "validation", optional=True)
     assert (
         list(validation.ids) == ["1", "5"]
@@ -172,6 +174,23 @@ def test_a_split_column(tmp_path):
     assert set(train(path, share="0.5", seed="2").ids) | set(
         datasets.paired_set(entry(path, share="0.5", seed="2"), "validation", optional=True).ids
     ) == {"0", "3"}
+
+
+@pytest.mark.parametrize("train_name", ["t.csv", "./t.csv", "*.csv"])
+def test_a_table_that_is_named_for_two_splits_needs_a_split_column(tmp_path, train_name):
+    pictures(tmp_path, *(f"{n}.png" for n in range(3)))
+    write(tmp_path / "t.csv", "image,caption,label,split\n0.png,a,x,train\n1.png,b,x,val\n2.png,c,x,test\n")
+    one = entry(tmp_path, train=train_name, validation="t.csv", test="t.csv")
+    assert [list(datasets.labelled_set(one, split).ids) for split in ("train", "test")] == [["0"], ["2"]]
+    assert [list(datasets.paired_set(one, split).ids) for split in ("train", "validation")] == [["0"], ["1"]]
+    del one["validation"]
+    assert list(train(tmp_path, train=train_name, test="t.csv").ids) == ["0"]
+    write(tmp_path / "t.csv", "image,caption,label\n0.png,a,x\n1.png,b,x\n2.png,c,x\n")
+    for read in (datasets.labelled_set, datasets.paired_set):
+        with pytest.raises(InputError, match=r"t\.csv is both 'train' and 'test', and has no column 'split'"):
+            read(one, "train")
+    with pytest.raises(InputError, match=r"t\.csv is both 'test' and 'train'"):
+        datasets.labelled_set(one, "test")
 
 
 def test_a_share_of_the_patients(tmp_path):
@@ -191,6 +210,8 @@ def test_a_share_of_the_patients(tmp_path):
     assert 4 <= len(second) <= 18  # of 100, a tenth is expected
     assert "t.csv: a share of 0.9 of its 100 patients, by a hash with seed 0" in pairs.notes["split"]
     assert sides(seed="1")[0][1] != second
+    table.rename(columns={"patient": "Patient ID"}).to_csv(tmp_path / "t.csv", index=False)
+    assert sides()[0] == [first, second]
     table[::-1].iloc[: n // 2].to_csv(tmp_path / "t.csv", index=False)
     assert sides()[0][1] <= second, "patients stay where they are when others come or go"
     table.rename(columns={"patient": "pmcid"}).to_csv(tmp_path / "t.csv", index=False)
@@ -288,6 +309,9 @@ def test_what_is_wrong_with_an_entry(tmp_path):
     for keys, message in (
         ({"caption": "text"}, r"t\.csv: no column 'text', only image, caption: correct 'caption' or the file"),
         ({"train": "t.csv"}, "is a file: give its folder as 'path', beside 'train'"),
+        ({"images": "{image"}, r"'\{image': expected columns in braces, \{NAME\} or \{NAME:2\}"),
+        ({"images": "x/{image:two}.png"}, r"expected columns in braces"),
+        ({"images": ".,nowhere"}, "nowhere: no such folder: correct 'images' in the entry 'mine'"),
     ):
         with pytest.raises(InputError, match=message):
             train(path, **keys)
