@@ -23,11 +23,12 @@ import utils
 from data import locations, lock, tar
 from data.batches import start_worker
 from data.buffers import Strings
-from data.roco import SUFFIXES
+from data.images import SUFFIXES
 from utils import InputError, logger
 
+KEEP = True  # whether an index that was made is written down; tools/doctor.py leaves no trace
 VERSION = 1
-IMAGES = (*(suffix[1:] for suffix in SUFFIXES), "dcm", "dicom")  # if a sample has several, the first of these
+IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)  # if a sample has several, the first of these
 TEXTS = ("txt", "json", "cls")
 LONGEST_TEXT = 1 << 24  # bytes
 PLACEHOLDER = "No caption found"  # BIOMEDICA's, for a figure without a caption
@@ -198,7 +199,7 @@ def open_all(shards: list[Path], keys: dict[str, str], processes: int | None = N
         for place in places:
             found |= {shard: read(files[place][shard], shard, keys) for shard in here if not found.get(shard)}
         if not all(found[shard] for shard in here):
-            place = next(filter(writable, places), None)
+            place = next(filter(writable, places), None) if KEEP else None
             found |= build(place, files.get(place), here, found, keys, processes)
     return [found[shard] for shard in shards]
 

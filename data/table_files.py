@@ -17,7 +17,7 @@ KINDS = {
     ".csv": "text", ".tsv": "text", ".txt": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".parquet": "parquet",
 }  # fmt: skip
-BLOCK = 1 << 16  # rows
+BLOCK = 1 << 13  # rows that are held as Python objects at a time
 FIRST_OBJECTS = 100  # objects of a JSON lines file whose keys are its columns
 
 

@@ -51,6 +51,7 @@ class Rows:
         """Without `images` they are not looked for. Raises InputError: a file or column is not there, a bad split."""
         self.entry, self.split, self.look = entry, split, images
         self.root = os.path.dirname(entry["path"]) if os.path.isfile(entry["path"]) else entry["path"]
+        self.inside = os.path.join(self.root, "")  # locations are relative to it
         files = splits.find_tables(entry)
         by_file = next((name for name in held if name in files), None)
         self.files = files[split if split == "train" else by_file] if by_file else files.get("train") or files[""]
@@ -200,7 +201,9 @@ class Rows:
             located = self.find(finder, outside)
             for i in itertools.compress(range(len(rows)), inside):
                 name = os.path.basename(*written[i][:1] or [""]).replace("\0", "")
-                located[i] = [locations.make(self.below(path), row=f"{own['image']}:{rows[i]}", name=name)]
+                located[i] = [
+                    locations.make(path.removeprefix(self.inside), row=f"{own['image']}:{rows[i]}", name=name)
+                ]
             found = Block(
                 numbers, ids, written, located, patients, articles, [[cells[one][i] for i in kept] for one in columns]
             )
@@ -250,14 +253,10 @@ class Rows:
         given = [] if self.template else filter(None, map(str.strip, self.entry.get("images", "").split(",")))
         return *(os.path.join(self.root, one) for one in given), folder, self.root, os.path.dirname(folder)
 
-    def below(self, path: str) -> str:
-        """A path relative to the root, if it is below it."""
-        return path.removeprefix(os.path.join(self.root, ""))
-
     def find(self, finder: Finder, written: list[list[str]]) -> list[list[str | None]]:
         """The locations of the image files of each row; [None] for a row without one."""
         found = finder(itertools.chain.from_iterable(written)) if self.look else {}
-        found = {name: self.below(path) for name, path in found.items()}
+        found = {name: path.removeprefix(self.inside) for name, path in found.items()}
         return [[found.get(name) for name in names] or [None] for names in written]
 
     def notes(self) -> dict[str, str]:

@@ -54,8 +54,8 @@ def read_pairs(
         without_caption += found.count([])
         pairs = [
             (i, caption, image or "")
-            for i, (some, images) in enumerate(zip(found, block.images, strict=True))
-            for caption in some for image in images
+            for i, (its_captions, its_images) in enumerate(zip(found, block.images, strict=True))
+            for caption in its_captions for image in its_images
         ]  # fmt: skip
         which = [i for i, _, _ in pairs]
         ids.add([block.ids[i] for i in which])
@@ -170,7 +170,7 @@ def table_labelled(entry: dict, split: str) -> Labelled:
             logger.warning(
                 f"entry '{entry['name']}': '{key}' has no effect {'beside' if several else 'without'} 'labels'"
             )
-    ids, images, patients, labels, values = Strings(), [], [], [], set()
+    ids, images, patients, labels, values = [], [], [], [], set()
     numbers, written, missing, blank = array("q"), array("q"), [], 0
     for block in rows.select(*columns):
         if several:
@@ -185,7 +185,7 @@ def table_labelled(entry: dict, split: str) -> Labelled:
             there = [image for image in block.images[i] if image is not None]
             missing += [block.ids[i]] * (len(block.images[i]) - len(there))
             for image in there:
-                ids.add([block.ids[i]])
+                ids.append(block.ids[i])
                 images.append(os.path.join(rows.root, image))
                 patients.append(block.patients[i])
                 labels.append(label)
@@ -198,7 +198,7 @@ def table_labelled(entry: dict, split: str) -> Labelled:
         logger.warning(f"{count} and are left out: {some(missing[:3])}{'; ...' if len(missing) > 3 else ''}")
     if blank:
         logger.info(f"{rows.files[0]}: {blank} rows without a label left out")
-    ids = list(unique(ids, numbers, written, rows.where if "id" in rows.columns else None))
+    ids = list(unique(Strings(ids), numbers, written, rows.where if "id" in rows.columns else None))
     notes = {"columns": describe(rows, "image", "label" if not several else "", "id", "patient"), **rows.notes()}
     if several:
         classes, (labels, notes["labels"]) = several, read_findings(entry, split, rows, several, labels, numbers)

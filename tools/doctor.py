@@ -38,6 +38,7 @@ import time
 
 import distributed
 import utils
+from data import shard_index
 from tools.checks import captions, disk, duplicates, network, page, pictures, splits, step, subject
 from tools.checks.section import FAULT, Section
 
@@ -45,6 +46,7 @@ from tools.checks.section import FAULT, Section
 def examine(args) -> tuple[list[Section], subject.Subject]:
     """All sections of a run's check, whatever is found in any of them; and the data that were read. Settles `args`."""
     found, sections = subject.Subject(), []
+    shard_index.KEEP = False
     device = distributed.init_distributed(args.device, None, "env://")
     trains = args.script == "main.py"
     sections.append(subject.read(args, found))

@@ -1,7 +1,9 @@
 """tools/doctor.py: planted faults are found, every part has its verdict, and nothing is written."""
 
 import itertools
+import json
 import re
+import shutil
 
 import numpy as np
 import planted
@@ -10,6 +12,7 @@ import torch
 from conftest import make_roco, picture
 from openclip_layout import publish
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 import models
 from data.buffers import read_lines
@@ -146,6 +149,33 @@ def test_a_probe_whose_splits_share_patients_and_an_image(scripts, tmp_path):
     assert "1 images are in train and test: train_4.png = test_5.png" in printed
     code, printed, _ = scripts.run("tools/doctor.py", "main_linear.py", *words, "--allow-leakage")
     assert code == 0 and "1 patients are in train and test" in printed
+
+
+@pytest.mark.parametrize("kind", ["table", "webdataset"])
+def test_other_types_and_dicom(scripts, tmp_path, kind):
+    """The same pairs from a table, one of them a DICOM file, and from shards, whose index is not kept."""
+    root = make_roco(tmp_path / "roco", 16, 6, 0)
+    shutil.copyfile(get_testdata_file("CT_small.dcm"), tmp_path / "ct.dcm")
+    rows = ["image,caption,split", "ct.dcm,Axial CT of the body,train"]
+    for split in ("train", "validation"):
+        folder = root / split / "radiology"
+        for key, text in zip(*read_lines(folder / "captions.txt"), strict=True):
+            rows.append(f"{folder}/images/{key}.jpg,{text},{split}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n")
+    catalog = tmp_path / "catalog.json"
+    entry = {"type": "table", "path": "pairs.csv"}
+    catalog.write_text(json.dumps({"mine": entry}))
+    words = ["--catalog", catalog, "--dataset", "mine"]
+    if kind == "webdataset":
+        code, printed, errors = scripts.run("tools/pack.py", *words, "--out", tmp_path / "shards")
+        assert code == 0, errors
+        shards = {split: f"{split}/shard-000000.tar" for split in ("train", "validation")}
+        catalog.write_text(json.dumps({"mine": {"type": kind, "path": "shards", **shards}}))
+    before = planted.files(tmp_path)
+    code, printed, errors = scripts.run("tools/doctor.py", *words, *SMALL, "--output-dir", tmp_path / "run")
+    assert (code, errors) == (0, "") and "23 image files" in printed
+    assert "DICOM, 16 bits, MONOCHROME2, gray: 1" in printed and "6 images are in train and validation" in printed
+    assert planted.files(tmp_path) == before
 
 
 def test_bad_rows_are_all_named_and_the_others_kept(tmp_path):
