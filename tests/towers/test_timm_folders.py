@@ -111,9 +111,8 @@ def test_the_weights_of_another_folder(saved):
 
 def test_images_of_another_size(saved):
     folder, theirs = saved["vit_tiny_patch16_224"]
-    for arch in (f"local-dir:{folder}", "vit_tiny_patch16_224"):
-        with pytest.raises(InputError, match=f"--image-size 100: --arch {arch} takes multiples of 16 pixels"):
-            models.create_model(arch, None, "none", image_size=100)
+    with pytest.raises(InputError, match="--image-size 100: --arch test_vit takes multiples of 16 pixels"):
+        models.create_model("test_vit", None, "none", image_size=100)
     model = ours(f"local-dir:{folder}", size=96)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=96).eval()
     check(model, theirs, 96)
