@@ -144,13 +144,17 @@ def make_encoder(args, probe, contents: dict | None, path: str | None, classes: 
     return model
 
 
+def view_of(args, probe, data: datasets.Labelled) -> str:
+    """The `fit` with which a probe shows the images of a split, see data.views.whole."""
+    return "squash" if probe.squash else models.evaluation_view(args, data.fit)
+
+
 def extract_features(args, probe, model, entry: dict, data: dict, device, folder: Path) -> dict[str, torch.Tensor]:
     """The features of each split that the probe asks for; an extraction that was interrupted goes on in `folder`."""
     dtype, found = utils.amp_dtype(args.amp, device), {}
     with signals.StopRequest() as stop:
         for split in probe.splits:
-            fit = "squash" if probe.squash else models.evaluation_view(args, data[split].fit)
-            some = dataclasses.replace(data[split], fit=fit)
+            some = dataclasses.replace(data[split], fit=view_of(args, probe, data[split]))
             pictures = make_pictures(args, entry, split, some)
             flips = probe.flips and split == "train"
             found[split] = features.extract(model, some, pictures, args, device, dtype, folder / split, stop, flips)

@@ -292,14 +292,24 @@ def create_model(
     with_views = objective is not None and OBJECTIVES[objective].views
     model = MedSLIP(towers, (ssl_mlp_dim, ssl_emb_dim) if with_views else None)
     # A checkpoint of main.py has weights for the images of its run, published ones for those of their own size.
-    resizes = towers.resize is not None and image_size != known.image_size
-    own = weights is None or checkpoints.own_arguments(weights[0]) is not None
-    if resizes and own:
-        towers.resize(image_size)
+    if towers.resize is not None:
+        run = (checkpoints.own_arguments(weights[0]) or {}) if weights else {"image_size": image_size}
+        trained = run.get("image_size", known.image_size)
+        if trained != known.image_size:
+            towers.resize(trained)
     model.loaded = checkpoints.load_weights(model, *weights, arch) if weights else set()
-    if resizes and not own:
+    if towers.resize is not None and image_size != trained:
         towers.resize(image_size)
+    check_patches(model.image_encoder, arch, image_size)
     return model
+
+
+def check_patches(encoder: nn.Module, arch: str, image_size: int) -> None:
+    """Raises InputError for a ViT of timm's whose patches do not fill an image; it would say so at the first step."""
+    patches = getattr(encoder, "patch_embed", None)
+    strict, pads = (getattr(patches, name, True) for name in ("strict_img_size", "dynamic_img_pad"))
+    if not (strict or pads) and any(image_size % side for side in patches.patch_size):
+        raise InputError(f"--image-size {image_size}: --arch {arch} takes multiples of {patches.patch_size[0]} pixels")
 
 
 def is_published(pretrained: str) -> bool:

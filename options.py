@@ -137,8 +137,8 @@ def add_model(parser):
         "--normalize",
         choices=("medclip", "imagenet", "timm", "published"),
         help="mean and standard deviation of the pixels; published: what the published weights were trained with, and "
-        "timm is the same (default: the checkpoint's; without one medclip for medclip_*, published for open_clip:*, "
-        "timm for --pretrained timm, imagenet for the rest)",
+        "timm is the same (default: the checkpoint's; without one medclip for medclip_*, published for "
+        "models that say it themselves, as open_clip:* and hf:* do, timm for --pretrained timm, else imagenet)",
     )
 
 

@@ -105,6 +105,13 @@ class PaddingTokenizer:
     def __len__(self) -> int:
         return self.size
 
+    def count(self, texts: list[str]) -> list[int]:
+        """The tokens of each text, start and end included, were it neither cut nor padded."""
+        own = self.tokenizer
+        if hasattr(own, "tokenizer"):  # Hugging Face's
+            return [len(ids) for ids in own.tokenizer([own.clean_fn(text) for text in texts])["input_ids"]]
+        return [len(own.encode(text)) + 2 for text in texts]
+
     def __call__(self, texts: list[str], truncation: bool, max_length: int) -> dict:
         ids = self.tokenizer(texts, max_length).numpy()
         if not self.strip:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils import InputError, read_text
+from utils import InputError, one_line, read_text
 
 WEIGHTS, SAFE = "pytorch_model.bin", "model.safetensors"
 IN_A_FOLDER = (SAFE, f"{SAFE}.index.json", WEIGHTS)  # the first that is there is taken
@@ -64,6 +64,11 @@ def read(path: str | Path) -> dict:
     if not isinstance(contents, dict):
         raise InputError(f"{path}: holds a {type(contents).__name__}, not a dict of weights")
     return contents
+
+
+def refusal(error: BaseException) -> str:
+    """Why another library could not load a file of weights, on one line; torch's own words advise to run its code."""
+    return "holds more than weights, which could run code" if "weights_only" in str(error) else one_line(error)
 
 
 class SetAside:

@@ -66,7 +66,8 @@ def examine(args) -> tuple[list[Section], subject.Subject]:
 
 
 def look_at_training(args, found, whole: dict, looks, device) -> list[Section]:
-    out = Path(args.output_dir or f"runs/{args.arch or 'medclip_vit'}_{args.objective}").expanduser().absolute()
+    arch = utils.folder_name(args.arch or "medclip_vit")
+    out = Path(args.output_dir or f"runs/{arch}_{args.objective}").expanduser().absolute()
     train = whole.get("train")
     section, tokenizer, model = network.build(args, out, train, device, args.download)
     sections = [section]
@@ -81,7 +82,7 @@ def look_at_training(args, found, whole: dict, looks, device) -> list[Section]:
 
 def look_at_probe(args, found, whole: dict, looks, device) -> list[Section]:
     section, model = network.build_probe(args, whole.get("train"), whole.get("test"), device, args.download)
-    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{args.arch}").expanduser().absolute()
+    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{utils.folder_name(args.arch)}").expanduser().absolute()
     sections = [section, disk.describe(args, found, out, looks, 0)]
     if model is not None and whole.get("test") is not None:
         sections.append(step.describe_features(args, whole, model))

@@ -23,11 +23,14 @@ from transformers import (
     SiglipTextModel,
     SiglipVisionModel,
 )
+from transformers import logging as transformers_logging
 
 from data import hub, tokens
-from towers.parts import Published, Towers
+from data.weights import refusal
+from towers.parts import Published, Towers, its_own
 from utils import InputError, one_line
 
+transformers_logging.disable_progress_bar()  # of weights that are loaded in a second: lines in a log file
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 UNUSED = "mask_token"  # DINOv2's, for its own pretraining alone
 
@@ -70,6 +73,7 @@ def name_of(arch: str) -> str:
 def published(arch: str, pretrained: str | None) -> Published:
     """Raises InputError for a name or folder that is none, another kind of model, or one without its preprocessing."""
     name = name_of(arch)
+    its_own(arch, pretrained)
     try:
         config = hub.load(AutoConfig.from_pretrained, name, trust_remote_code=False)
     except Exception as error:  # transformers and the hub raise many kinds
@@ -121,7 +125,7 @@ def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:
             trust_remote_code=False,
         )  # fmt: skip
     except Exception as error:  # transformers, safetensors and pickle raise many kinds
-        raise InputError(f"--arch {arch}: its weights cannot be loaded: {one_line(error)}") from None
+        raise InputError(f"--arch {arch}: its weights cannot be loaded: {refusal(error)}") from None
     absent = sorted(found["missing_keys"]) + [one[0] for one in found["mismatched_keys"]]
     if absent:
         raise InputError(f"--arch {arch}: its weights do not fit its config.json: {', '.join(absent[:6])}")

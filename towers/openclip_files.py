@@ -114,7 +114,7 @@ def tag_settings(arch: str, name: str, pretrained: str | None, tag: str) -> dict
     """What open_clip's table says of the weights of a tag: {} without one."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = open_clip.get_pretrained_cfg(name, tag) if tag else {}
-    if (tag and not known) or pretrained in ("published", "timm"):
+    if (tag and not known) or pretrained in ("published", "timm", "open_clip:"):
         has = f"open_clip has {', '.join(tags)}" if tags else "open_clip has none for it"
         raise InputError(f"--pretrained {pretrained}: no weights of that tag for --arch {arch}: {has}")
     if tag and known.get("quick_gelu", False) != open_clip.get_model_config(name).get("quick_gelu", False):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from utils import InputError
+
 EMBED_DIM = 512  # of MedCLIP's projections, and of those that this project adds
 LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -25,6 +27,13 @@ class Published(NamedTuple):
     pretrained: str  # what --pretrained is if it is not given
     context_length: int | None = None  # tokens; None without a text tower
     padded: bool = False  # whether captions are padded to the context length always, because padding takes part
+
+
+def its_own(arch: str, pretrained: str | None) -> None:
+    """Raises InputError for a --pretrained that names another model of the same source: it would not be looked at."""
+    prefix, colon, _ = (pretrained or "").partition(":")
+    if colon and pretrained != arch and prefix in ("hf", "hf-hub", "local-dir"):
+        raise InputError(f"--pretrained {pretrained}: the weights of --arch {arch} are its own, leave it out")
 
 
 class Towers(NamedTuple):

@@ -16,7 +16,7 @@ class PooledSwin(SwinModel):
 def swin_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
     """MedCLIP's ViT."""
     if pretrained:
-        raise InputError(f"--pretrained timm has no weights for {arch}: use medclip, none or a file")
+        raise InputError(f"--pretrained published: there are none for {arch}: use medclip, none or a file")
     if image_size < 224:
         raise InputError(f"--image-size {image_size}: {arch}'s last stage has a window of 7 patches: 224 or more")
     config = SwinConfig(image_size=image_size)

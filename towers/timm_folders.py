@@ -10,7 +10,8 @@ from timm.data import resolve_data_config
 from timm.models import _hub, resolve_pretrained_cfg
 
 from data import hub
-from towers.parts import Published, Towers
+from data.weights import refusal
+from towers.parts import Published, Towers, its_own
 from utils import InputError, one_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -29,6 +30,7 @@ def folder_of(arch: str, filename: str) -> Path:
 
 def published(arch: str, pretrained: str | None) -> Published:
     """Raises InputError for a name or folder that is none, or whose config.json is not timm's."""
+    its_own(arch, pretrained)
     try:
         config, name, arguments = _hub.load_model_config_from_path(folder_of(arch, "config.json"))
         if not timm.is_model(name):
@@ -63,7 +65,7 @@ def weights(arch: str, pretrained: str, known: Published) -> tuple[dict, str]:
         except Exception as error:  # timm, torch and safetensors raise many kinds
             failed = error
             break
-    raise InputError(f"--arch {arch}: its weights cannot be loaded: {one_line(failed)}") from None
+    raise InputError(f"--arch {arch}: its weights cannot be loaded: {refusal(failed)}") from None
 
 
 def towers(arch: str, known: Published, with_text: bool, state: dict | None) -> Towers:

@@ -10,9 +10,11 @@ import planted
 import pytest
 import torch
 from conftest import make_roco, picture
+from openclip_layout import publish
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+import models
 from data.buffers import read_lines
 from tools import doctor
 from tools.checks import captions, duplicates, network, page, step
@@ -99,6 +101,29 @@ def test_every_fault_is_named_at_once(scripts, tmp_path):
 def test_a_catalog_without_the_entry_is_a_fault_and_the_rest_is_looked_at(scripts, tmp_path):
     code, printed, _ = scripts.run("tools/doctor.py", *SMALL, "--dataset", "nowhere", "--output-dir", tmp_path / "run")
     assert code == 2 and "no entry 'nowhere'" in printed and "[ok] Disk" in printed
+
+
+def test_a_model_of_open_clips(scripts, tmp_path, folders):
+    """Its captions are counted without their padding, and it sees images as its configuration says."""
+    arch = f"open_clip:local-dir:{publish('siglip', tmp_path / 'model')}"
+    args = doctor.parse(["--root", str(make_roco(tmp_path / "roco", 16, 6)), "--arch", arch])
+    models.settle_defaults(args)
+    found = Subject()
+    read(args, found)
+    section = captions.describe_lengths(found, models.own_tokenizer(arch, args.published)[0], args.context_length)
+    assert 10 < float(re.search(r"median (\d+)", section.lines[1][1])[1]) < 200
+    words = ("--catalog", folders, "--dataset", "imagenet", "--arch", arch, "--device", "cpu")
+    code, printed, errors = scripts.run("tools/doctor.py", "main_linear.py", *words, "--html", tmp_path / "page.html")
+    assert (code, errors) == (0, ""), printed
+
+
+def test_an_arch_that_is_none_is_a_fault_and_the_rest_is_looked_at(scripts, tmp_path, folders):
+    root = make_roco(tmp_path / "roco", 16, 6)
+    for words in (("main.py", "--root", root), ("main_linear.py", "--catalog", folders, "--dataset", "imagenet")):
+        more = ("--arch", "open_clip:RN5", "--output-dir", tmp_path / "run", "--html", tmp_path / "page.html")
+        code, printed, errors = scripts.run("tools/doctor.py", *words, *more)
+        assert (code, errors) == (2, "")
+        assert "FAULT --arch open_clip:RN5: open_clip has no such model" in printed and "[ok] Disk" in printed
 
 
 def test_a_probe_whose_splits_share_patients_and_an_image(scripts, tmp_path):

@@ -24,7 +24,6 @@ from data.tokens import Tokens
 from towers.parts import Published
 from utils import InputError
 
-transformers.logging.disable_progress_bar()
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 TEXT = {**VISION, "hidden_size": 24, "intermediate_size": 48, "max_position_embeddings": 20}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -207,7 +206,7 @@ def test_training_and_after(saved, tmp_path, capsys):
 
     code, printed, errors = run("--epochs", 1)
     assert code == 0, errors
-    assert f"weights: hf:{folder} (published layout)" in printed + errors
+    assert f"weights: hf:{folder} (published layout)" in printed + errors and "Loading weights" not in errors
     config = json.loads((out / "config.json").read_text())["args"]
     assert (config["context_length"], config["image_size"], config["normalize"]) == (20, 64, "published")
     shutil.rmtree(folder)
@@ -263,6 +262,16 @@ def not_finite(folder) -> None:
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
+class Harmful:
+    def __reduce__(self):
+        return print, ("this code was run",)
+
+
+def code(folder) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Harmful()}, folder / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -282,6 +291,7 @@ def not_finite(folder) -> None:
         (lambda f: edit(f / "preprocessor_config.json", resample=0), "such preprocessing is not known"),
         (lambda f: (f / "model.safetensors").unlink(), "its weights cannot be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"no weights"), "its weights cannot be loaded"),
+        (code, "its weights cannot be loaded: holds more than weights, which could run code$"),
         (drop_weight, "its weights do not fit its config.json: visual_projection.weight"),
         (not_finite, "not finite: image_projection.weight"),
     ],
@@ -308,6 +318,14 @@ def test_a_folder_without_tokenizer(copied):
 def test_names_that_are_none(name):
     with pytest.raises(InputError, match=f"--arch hf:{name}: no such folder, and no model of that name on the Hugging"):
         published(f"hf:{name}")
+
+
+def test_the_weights_of_another_model(saved):
+    """They are not those of the arch, and must not be taken for them in silence."""
+    arch, other = f"hf:{saved['clip'][0]}", f"hf:{saved['siglip'][0]}"
+    with pytest.raises(InputError, match=f"--pretrained {other}: the weights of --arch {arch} are its own, leave it"):
+        models.create_model(arch, "clip", other)
+    assert models.create_model(arch, "clip", arch).loaded
 
 
 def test_a_name_and_no_network():

@@ -84,6 +84,9 @@ def test_the_tokens_are_open_clips(kind, tmp_path):
         assert np.array_equal(row, own)
     shorter = Tokens(tokenizer, TEXTS[:3], known.context_length).batch(range(3))["input_ids"][0].shape[1]
     assert (shorter == known.context_length) == (kind == "siglip")  # whose tower sees the padding
+    long = tokenize(TEXTS, 500)
+    ends = kind in ("siglip", "mean")  # their end token is their padding, or is made to be
+    assert tokenizer.count(TEXTS) == ((long != tokenizer.pad_token_id).sum(dim=1) + ends).tolist()
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
@@ -109,6 +112,24 @@ def test_another_image_size_is_open_clips_too(kind, size, tmp_path):
     if kind == "native":
         with pytest.raises(InputError, match=r"--image-size 100: .* multiples of 16"):
             create(folder, image_size=100)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["native", "biomedclip"])
+def test_a_run_at_one_size_is_probed_at_another(kind, tmp_path):
+    """As published weights are: each time the position embeddings are resized from those that were trained."""
+    model, known = create(publish(kind, tmp_path / "model"), image_size=96)
+    arch, pixels = f"open_clip:local-dir:{tmp_path / 'model'}", torch.randn(1, 3, 64, 64)
+    contents = {"model": model.state_dict(), "args": {"arch": arch, "image_size": 96}}
+    for size in (96, 64, known.image_size):
+        how = {"image_size": size, "published": known._asdict(), "weights": (contents, "a.pt")}
+        found = models.create_model(arch, "clip", **how)
+        key = "image_encoder.pos_embed" if kind == "biomedclip" else "image_encoder.positional_embedding"
+        assert found.state_dict()[key].shape[-2] == (size // 16) ** 2 + 1
+        same = torch.equal(found.state_dict()[key], model.state_dict()[key])
+        assert same == (size == 96)
+        if size == 64:
+            assert found.eval().encode_image(pixels).isfinite().all()
 
 
 def test_a_resnet_takes_its_own_size_alone(tmp_path):
@@ -187,7 +208,7 @@ def test_a_name_and_a_tag(tmp_path, monkeypatch):
     pixels = torch.randn(2, 3, 64, 64)
     reference = open_clip.create_model("ViT-B-32-quickgelu", "openai").eval()
     assert (model.encode_image(pixels) - reference.encode_image(pixels)).abs().max() < 1e-5
-    for pretrained in ("open_clip:opnai", "published"):
+    for pretrained in ("open_clip:opnai", "open_clip:", "published"):
         with pytest.raises(InputError, match=f"--pretrained {pretrained}: .* open_clip has openai, laion400m_e31"):
             models.create_model(arch, "clip", pretrained)
     with pytest.raises(InputError, match=r"--pretrained open_clip:laion400m_e32: .*HF_HUB_OFFLINE is set"):

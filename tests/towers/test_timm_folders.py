@@ -103,8 +103,16 @@ def test_the_hubs_cache(saved, tmp_path, monkeypatch):
         published("hf-hub:org/other")
 
 
+def test_the_weights_of_another_folder(saved):
+    arch = f"local-dir:{saved['test_efficientnet'][0]}"
+    with pytest.raises(InputError, match=f"--pretrained local-dir:other: the weights of --arch {arch} are its own"):
+        ours(arch, pretrained="local-dir:other")
+
+
 def test_images_of_another_size(saved):
     folder, theirs = saved["vit_tiny_patch16_224"]
+    with pytest.raises(InputError, match="--image-size 100: --arch test_vit takes multiples of 16 pixels"):
+        models.create_model("test_vit", None, "none", image_size=100)
     model = ours(f"local-dir:{folder}", size=96)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=96).eval()
     check(model, theirs, 96)
@@ -165,6 +173,16 @@ def misshape(folder) -> None:
     save_file({**state, key: torch.ones(2, 2)}, folder / "model.safetensors")
 
 
+class Harmful:
+    def __reduce__(self):
+        return print, ("this code was run",)
+
+
+def code(folder) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Harmful()}, folder / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -182,6 +200,7 @@ def misshape(folder) -> None:
             "its weights cannot be loaded: .*no folder with a model.safetens",
         ),
         (lambda f: (f / "model.safetensors").write_bytes(b"none"), "its weights cannot be loaded: .*header"),
+        (code, "its weights cannot be loaded: holds more than weights, which could run code$"),
         (misshape, "its weights cannot be loaded: .*size mismatch"),
     ],
 )

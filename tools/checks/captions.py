@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from data.tokens import PaddingTokenizer
 from tools.checks.pictures import histogram
 from tools.checks.section import EXAMPLES, Example, Section
 from tools.checks.subject import Subject
@@ -118,6 +119,9 @@ def describe_lengths(subject: Subject, tokenizer, context_length: int) -> Sectio
     lengths, unknown = np.zeros(len(texts), np.int64), np.zeros(len(texts), bool)
     longest = 1 << 20  # tokens: no caption is cut, and the tokenizer does not warn
     for start in range(0, len(texts), AT_ONCE):
+        if isinstance(tokenizer, PaddingTokenizer):
+            lengths[start : start + AT_ONCE] = tokenizer.count(texts[start : start + AT_ONCE])
+            continue
         ids = tokenizer(texts[start : start + AT_ONCE], truncation=True, max_length=longest)["input_ids"]
         lengths[start : start + len(ids)] = [len(one) for one in ids]
         unk = getattr(tokenizer, "unk_token_id", None)

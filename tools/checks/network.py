@@ -29,8 +29,30 @@ def only_cached() -> str:
 
 
 def on_the_hub(name: str | None) -> bool:
-    """Whether a text model or encoder is looked up on the hub."""
+    """Whether a text model is looked up on the hub."""
     return name not in (None, "tiny") and not os.path.exists(name)
+
+
+def encoder_on_the_hub(args) -> bool:
+    """Whether an encoder, or its published weights, are looked up on the hub."""
+    arch, pretrained = args.arch or "", args.pretrained or ""
+    place = os.path.expanduser(arch.removeprefix("hf:"))
+    return (
+        pretrained == "timm"
+        or pretrained.startswith("open_clip:")
+        or arch.removeprefix("open_clip:").startswith("hf-hub:")
+        or (arch.startswith("hf:") and not place.startswith((".", "/")) and on_the_hub(place))
+        or (arch.startswith("mammo_clip_") and pretrained in ("", "published"))
+    )
+
+
+def settle(section: Section, args, excuse: str) -> bool:
+    """models.settle_defaults -> whether it refuses nothing; else the rest is looked at in the size of other archs."""
+    with logged(section, excuse if encoder_on_the_hub(args) else ""):
+        models.settle_defaults(args)
+        return True
+    args.image_size = args.image_size or 224
+    return False
 
 
 def absent_medclip(args) -> Path | None:
@@ -50,7 +72,8 @@ def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, obje
         resumed, path = resume.open_checkpoint(out, args.resume)
         if resumed is not None:
             resume.check_same_run(args, resumed, path)
-    models.settle_defaults(args)
+    if not settle(section, args, excuse):
+        return section, None, None
     chosen = copy.copy(args)
     chosen.compile = False
     if resumed is None and not download:
@@ -58,17 +81,16 @@ def build(args, out: Path, pairs, device, download: bool) -> tuple[Section, obje
     if pairs is None:
         section.note("without training pairs the tokenizer and the weights were not tried")
         return section, None, None
-    with logged(section, excuse if on_the_hub(args.text_model) else ""):
+    with logged(section, excuse if on_the_hub(args.text_model) or encoder_on_the_hub(args) else ""):
         tokenizer, _ = main.make_tokenizer(chosen, resumed, pairs)
         if tokenizer is not None:
             section.say(f"tokenizer: {len(tokenizer):,} entries")
     if tokenizer is None and OBJECTIVES[args.objective].text:
         section.say("what follows was measured with a tokenizer of 4,096 entries, made from these captions")
         tokenizer = from_json(train_bpe(pairs.captions))
-    published = args.pretrained == "timm" or ":" in args.arch
     model = first_that_fits(
         section, lambda some, contents: main.make_model(some, contents, path, tokenizer, device), chosen, resumed,
-        excuse if published else "",
+        excuse if encoder_on_the_hub(args) else "",
     )  # fmt: skip
     if model is not None:
         count_parameters(section, args, model)
@@ -86,9 +108,11 @@ def build_probe(args, train: Labelled | None, test: Labelled | None, device, dow
         if not download and absent_medclip(asked):
             without_download(section, asked)
             args.pretrained = "none"
-    with logged(section):
+    with logged(section, excuse if encoder_on_the_hub(args) else ""):
         contents, path = main_linear.read_pretrained(args)
-    models.settle_defaults(args)
+    if not settle(Section(""), args, ""):
+        args.probe = args.probe or "logistic"  # for the view of an image
+        return section, None
     chosen = copy.copy(args)
     chosen.compile = False
     with logged(section):
@@ -96,7 +120,7 @@ def build_probe(args, train: Labelled | None, test: Labelled | None, device, dow
         classes = test.classes if test is not None else []
         model = first_that_fits(
             section, lambda some, known: main_linear.make_encoder(some, probe, known, path, classes, device),
-            chosen, contents, excuse if args.pretrained == "timm" or ":" in args.arch else "",
+            chosen, contents, excuse if encoder_on_the_hub(args) else "",
         )  # fmt: skip
     args.probe, args.features = chosen.probe, chosen.features
     if model is not None:

@@ -9,8 +9,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+import main_linear
 from data import augment, images, views
 from data.sets import Pairs
+from evaluation import probes
 from tools.checks.section import FAULT, NOTE, Example, Section
 from tools.checks.subject import Subject
 from utils import InputError
@@ -92,7 +94,8 @@ class Views:
             )
             batch = dataset.__getitems__([(0, number)])
         else:
-            dataset = views.WholeImages({number: picture}, None, self.args.image_size, data.fit)
+            fit = main_linear.view_of(self.args, probes.named(self.args.probe), data)
+            dataset = views.WholeImages({number: picture}, None, self.args.image_size, fit)
             batch = dataset.__getitems__([number])
         made = augment.make_views(batch, (0.0,) * 3, (1.0,) * 3, batch["order"].device)
         pixels = [(view[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for view in made]

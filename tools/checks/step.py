@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import losses
 import main
+import main_linear
 import models
 import utils
 from data import cache, images, views
@@ -272,9 +273,9 @@ def describe_features(args, splits: dict, model) -> Section:
         started = time.perf_counter()
         pictures = [data[int(i)] for i in chosen]
         decode = (time.perf_counter() - started) / len(chosen)
-        dataset = views.WholeImages(pictures, None, args.image_size, "squash" if probe.squash else data.fit)
+        dataset = views.WholeImages(pictures, None, args.image_size, main_linear.view_of(args, probe, data))
         batch = dataset.__getitems__(range(min(args.batch_size, len(chosen))))
-        norm = models.mean_std(args.normalize, args.arch)
+        norm = models.pixel_statistics(args)
         projected = args.features == "projected"
         few = dataset.__getitems__(range(min(2, len(chosen))))
         features.encode(model, few, norm, device, dtype, projected, probe.flips)
