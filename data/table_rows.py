@@ -69,7 +69,8 @@ class Rows:
         self.from_elsewhere = table_files.kind(self.files[0]) == "parquet"  # such files are mostly downloaded
         self.starts, self.groups = [0], {}  # the first row of each file; {what rows were grouped by: hashes}
         self.value = self.share = None
-        self.how = f"the rows of {', '.join(map(self.below, self.files[:3]))}{', ...' * (len(self.files) > 3)}"
+        shown = ", ".join(file.removeprefix(self.inside) for file in self.files[:3])
+        self.how = f"the rows of {shown}" + ", ..." * (len(self.files) > 3)
         if twice and "split" not in self.columns:
             raise InputError(
                 f"entry '{entry['name']}': {os.path.basename(self.files[0])} is both '{ours}' and '{twice}', and has "
