@@ -68,6 +68,9 @@ def test_ten_in_a_row_end_the_run(roco, tmp_path, capsys):
     assert code == 2 and "10 steps in a row were left out" in errors and printed.count("was left out") == 9
 
 
+FAST = ("--arch", "test_vit", "--image-size", "32")  # fp16 convolutions are slow on the CPU
+
+
 def half_precision(monkeypatch):
     """Let main.py train in fp16 on the CPU, with the scaler that a GPU has: both work there, only slowly."""
     monkeypatch.setattr(utils, "amp_dtype", lambda choice, device: torch.float16)
@@ -77,7 +80,7 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(roco, tmp_path, capsys
     """The loss is finite, and its gradient too large for fp16."""
     half_precision(monkeypatch)
     out = tmp_path / "out"
-    code, _, errors = train(capsys, roco, out, "--epochs", 8, "--eval-freq", 9, "--ssl-scale", "1e9")
+    code, _, errors = train(capsys, roco, out, "--epochs", 8, "--eval-freq", 9, "--ssl-scale", "1e9", *FAST)
     assert code == 2 and len(errors.strip().splitlines()) == 1
     for words in ("epoch 5, step 16: gradient norm ", "lr ", "loss scale 1; ", "samples of the first device: ROCO_"):
         assert words in errors
@@ -98,7 +101,7 @@ def test_overflows_that_a_lower_scale_cures_are_counted(roco, tmp_path, capsys, 
 
     monkeypatch.setattr(Verdicts, "judge", keep)
     out = tmp_path / "out"
-    words = ("--eval-freq", 9, "--objective", "simclr")
+    words = ("--eval-freq", 9, "--objective", "simclr", *FAST)
     code, _, errors = train(capsys, roco, out, "--epochs", 3, *words)
     assert code == 0, errors
     state = read_checkpoint(out / "checkpoint.pt")
