@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -253,7 +254,7 @@ def main_program() -> int:
     wanted = [name.strip() for name in args.only.split(",")] if args.only else list(WRITERS)
     batch_size = len(tables["train"]) // STEPS
     print(f"{' '.join(map(str, sys.argv))}\n{len(tables['train'])} + {len(tables['validation'])} pairs of {args.pairs}")
-    print(f"torch {torch.__version__}, steps of {batch_size} pairs\n")
+    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, steps of {batch_size} pairs\n")
     header = ("first batch", "from a cache", f"after {STEPS} steps", f"killed at {STEPS // 2}")
     print(f"{'layout':30}" + "".join(f"{one:16}" for one in header))
     reference, same = None, True
