@@ -33,7 +33,7 @@ from utils import InputError, logger
 def main(args) -> None:
     device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
     contents, path = read_pretrained(args)
-    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{utils.folder_name(args.arch)}").expanduser().absolute()
+    out = folder_of(args)
     with lock.output_folder(out) as held:
         # The data.
         entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
@@ -63,6 +63,11 @@ def main(args) -> None:
         results.print_results(summary)
         logger.info(f"results, predictions and plots: {out}")
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def folder_of(args) -> Path:
+    """The output folder of the probe that `args` asks for, once --arch is settled."""
+    return utils.output_folder(args.output_dir, "probe", args.dataset, args.arch)
 
 
 def read_pretrained(args) -> tuple[dict | None, str | None]:

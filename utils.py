@@ -145,9 +145,10 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: not a UTF-8 text file (byte {error.start})") from None
 
 
-def folder_name(arch: str) -> str:
-    """An --arch as a part of a folder's name: without the separators of a path."""
-    return re.sub(r"[^\w.-]+", "_", arch)
+def output_folder(given: str | None, *names: str) -> Path:
+    """--output-dir as an absolute path; without one, runs/ and the `names` joined, without separators of a path."""
+    named = "_".join(re.sub(r"[^\w.-]+", "_", name) for name in names)
+    return Path(given or f"runs/{named}").expanduser().absolute()
 
 
 def make_folder(path: str | Path) -> Path:

@@ -43,7 +43,7 @@ class Pairs:
         return self.located(self.files[i])
 
     def located(self, file: str) -> str:
-        return os.path.join(self.root, file) + (f"\0window={self.window}" if self.window else "")
+        return locations.make(os.path.join(self.root, file), window=self.window)
 
     def paths(self) -> Iterator[str]:
         """The location of every image once."""
@@ -93,7 +93,7 @@ class Labelled:
 
     def shown(self, window: str) -> "Labelled":
         """The set with its images shown in a window, "40/400"."""
-        images = [f"{image}\0window={window}" for image in self.images]
+        images = [locations.make(image, window=window) for image in self.images]
         return replace(self, images=images, notes={**self.notes, "window": window})
 
     def without(self, broken: set[str]) -> "Labelled":

@@ -37,10 +37,12 @@ import shlex
 import time
 
 import distributed
+import main_linear
 import utils
 from data import shard_index
 from tools.checks import captions, disk, duplicates, network, page, pictures, splits, step, subject
 from tools.checks.section import FAULT, Section
+from training import run
 
 
 def examine(args) -> tuple[list[Section], subject.Subject]:
@@ -66,8 +68,7 @@ def examine(args) -> tuple[list[Section], subject.Subject]:
 
 
 def look_at_training(args, found, whole: dict, looks, device) -> list[Section]:
-    arch = utils.folder_name(args.arch or "medclip_vit")
-    out = Path(args.output_dir or f"runs/{arch}_{args.objective}").expanduser().absolute()
+    out = run.folder_of(args)
     train = whole.get("train")
     section, tokenizer, model = network.build(args, out, train, device, args.download)
     sections = [section]
@@ -82,7 +83,7 @@ def look_at_training(args, found, whole: dict, looks, device) -> list[Section]:
 
 def look_at_probe(args, found, whole: dict, looks, device) -> list[Section]:
     section, model = network.build_probe(args, whole.get("train"), whole.get("test"), device, args.download)
-    out = Path(args.output_dir or f"runs/probe_{args.dataset}_{utils.folder_name(args.arch)}").expanduser().absolute()
+    out = main_linear.folder_of(args)
     sections = [section, disk.describe(args, found, out, looks, 0)]
     if model is not None and whole.get("test") is not None:
         sections.append(step.describe_features(args, whole, model))

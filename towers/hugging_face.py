@@ -27,7 +27,7 @@ from transformers import logging as transformers_logging
 
 from data import hub, tokens
 from data.weights import refusal
-from towers.parts import Published, Towers, its_own
+from towers.parts import Pooled, Published, Towers, its_own
 from utils import InputError, one_line
 
 transformers_logging.disable_progress_bar()  # of weights that are loaded in a second: lines in a log file
@@ -35,19 +35,16 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 UNUSED = "mask_token"  # DINOv2's, for its own pretraining alone
 
 
-class CLIPImage(CLIPVisionModel):
-    def forward(self, pixels):
-        return super().forward(pixels).pooler_output
+class CLIPImage(Pooled, CLIPVisionModel):
+    pass
 
 
-class SigLIPImage(SiglipVisionModel):
-    def forward(self, pixels):
-        return super().forward(pixels).pooler_output
+class SigLIPImage(Pooled, SiglipVisionModel):
+    pass
 
 
-class DINOv2Image(Dinov2Model):
-    def forward(self, pixels):
-        return super().forward(pixels).pooler_output
+class DINOv2Image(Pooled, Dinov2Model):
+    pass
 
 
 class SigLIPText(SiglipTextModel):

@@ -55,41 +55,48 @@ class Towers(NamedTuple):
     resize: Callable[[int], None] | None = None  # lets the image tower take images of another size, its weights kept
 
 
-def mean_of_layers(text: nn.Module, input_ids, mask, counted) -> torch.Tensor:
-    """The mean of the hidden states 1, 2 and last (MedCLIP's modeling_medclip.py), then over the `counted` tokens."""
-    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    tokens = (states[1] + states[2] + states[-1]) / 3
-    if counted is None:
-        return tokens.mean(dim=1)
+class Pooled:
+    """Mixed into a model of transformers': a call gives its pooled feature alone, (B, 3, H, W) -> (B, hidden)."""
+
+    def forward(self, pixels):
+        return super().forward(pixels).pooler_output
+
+
+def mean_over(tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """(B, T, hidden) -> (B, hidden), the mean over the tokens where `counted` (B, T) is 1."""
     counted = counted.unsqueeze(-1).to(tokens.dtype)
     return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
 
 
-def mean_of_tokens(text: nn.Module, input_ids, mask) -> torch.Tensor:
-    tokens = text(input_ids=input_ids, attention_mask=mask).last_hidden_state
-    counted = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
+def three_layers(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    """(B, T, hidden), the mean of the hidden states 1, 2 and last, as MedCLIP's modeling_medclip.py has it."""
+    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    return (states[1] + states[2] + states[-1]) / 3
+
+
+def last_four_layers(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    """(B, T, hidden), the sum of the last four hidden states."""
+    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    return states[-4] + states[-3] + states[-2] + states[-1]
+
+
+def last_layer(text: nn.Module, input_ids, mask) -> torch.Tensor:
+    """(B, T, hidden)"""
+    return text(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
 
 def end_token(text: nn.Module, input_ids, mask) -> torch.Tensor:
-    tokens = text(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    tokens = last_layer(text, input_ids, mask)
     return tokens[torch.arange(len(tokens), device=tokens.device), mask.sum(dim=1) - 1]
 
 
-def mean_of_last_four(text: nn.Module, input_ids, mask) -> torch.Tensor:
-    states = text(input_ids=input_ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    tokens = states[-4] + states[-3] + states[-2] + states[-1]
-    counted = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * counted).sum(dim=1) / counted.sum(dim=1)
-
-
 POOLINGS = {  # name: (text encoder, input_ids (B, T), attention_mask (B, T)) -> (B, hidden)
-    "masked": lambda text, ids, mask: mean_of_layers(text, ids, mask, mask),  # this project's, over the real tokens
-    "padded": lambda text, ids, mask: mean_of_layers(text, ids, mask, None),  # MedCLIP's own, padding included
-    "cls": lambda text, ids, mask: text(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0],
-    "mean": mean_of_tokens,
+    "masked": lambda text, ids, mask: mean_over(three_layers(text, ids, mask), mask),  # this project's, of real tokens
+    "padded": lambda text, ids, mask: three_layers(text, ids, mask).mean(dim=1),  # MedCLIP's own, padding included
+    "cls": lambda text, ids, mask: last_layer(text, ids, mask)[:, 0],
+    "mean": lambda text, ids, mask: mean_over(last_layer(text, ids, mask), mask),
     "end": end_token,  # Mammo-CLIP's
-    "last_four": mean_of_last_four,  # GLoRIA's
+    "last_four": lambda text, ids, mask: mean_over(last_four_layers(text, ids, mask), mask),  # GLoRIA's
     "pooler": lambda text, ids, mask: text(input_ids=ids, attention_mask=mask).pooler_output,
     "own": lambda text, ids, mask: text(ids),  # the tower pools, and knows its padding
 }

@@ -3,14 +3,12 @@
 from torch import nn
 from transformers import SwinConfig, SwinModel
 
+from towers.parts import Pooled
 from utils import InputError
 
 
-class PooledSwin(SwinModel):
+class PooledSwin(Pooled, SwinModel):
     """Swin-T as microsoft/swin-tiny-patch4-window7-224: (B, 3, H, W) -> (B, 768), the mean over the last stage."""
-
-    def forward(self, pixels):
-        return super().forward(pixels).pooler_output
 
 
 def swin_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:

@@ -14,11 +14,15 @@ from training.signals import StopRequest
 from utils import InputError, Interrupted, logger
 
 
+def folder_of(args) -> Path:
+    """The output folder of the run that `args` asks for."""
+    return utils.output_folder(args.output_dir, args.arch or "medclip_vit", args.objective)
+
+
 @contextlib.contextmanager
 def open_run(args) -> Iterator["Run"]:
     """The run that `args` asks for, its output folder kept from other processes; everything is closed at the end."""
-    arch = utils.folder_name(args.arch or "medclip_vit")
-    out = Path(args.output_dir or f"runs/{arch}_{args.objective}").expanduser().absolute()
+    out = folder_of(args)
     # --evaluate reads a checkpoint, also that of a run under way, and writes one file of its own, whole.
     folder = contextlib.nullcontext() if args.evaluate else lock.output_folder(out)
     with folder as held, contextlib.ExitStack() as stack:

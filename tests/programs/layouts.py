@@ -54,18 +54,28 @@ def columns(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return pd.DataFrame({"id": table["id"], "image": names, "caption": table["caption"]})
 
 
-def write_csv(tables: dict, folder: Path) -> dict:
+def write_tables(tables: dict, folder: Path, suffix: str, save) -> dict:
+    """A file for each split, which `save(columns, path)` writes."""
     for split, table in tables.items():
-        columns(table, folder).to_csv(folder / f"{split}.csv", index=False)
-    return {"type": "table", "path": ".", "train": "train.csv", "validation": "validation.csv"}
+        save(columns(table, folder), folder / f"{split}{suffix}")
+    return {"type": "table", "path": ".", **{split: f"{split}{suffix}" for split in tables}}
+
+
+def write_csv(tables: dict, folder: Path) -> dict:
+    return write_tables(tables, folder, ".csv", lambda table, path: table.to_csv(path, index=False))
 
 
 def write_open_clip(tables: dict, folder: Path) -> dict:
     """open_clip's: TAB between the columns filepath and title; here with an id."""
-    for split, table in tables.items():
-        found = columns(table, folder).rename(columns={"image": "filepath", "caption": "title"})
-        found.to_csv(folder / f"{split}.tsv", index=False, sep="\t")
-    return {"type": "table", "path": ".", "train": "train.tsv", "validation": "validation.tsv"}
+
+    def save(table, path):
+        table.rename(columns={"image": "filepath", "caption": "title"}).to_csv(path, index=False, sep="\t")
+
+    return write_tables(tables, folder, ".tsv", save)
+
+
+def write_parquet(tables: dict, folder: Path) -> dict:
+    return write_tables(tables, folder, ".parquet", lambda table, path: table.to_parquet(path, index=False))
 
 
 def write_json_lines(tables: dict, folder: Path) -> dict:
@@ -73,12 +83,6 @@ def write_json_lines(tables: dict, folder: Path) -> dict:
     parts = [columns(table, folder).assign(split=split) for split, table in tables.items()]
     pd.concat(parts).to_json(folder / "pairs.jsonl", orient="records", lines=True, force_ascii=False)
     return {"type": "table", "path": "pairs.jsonl"}
-
-
-def write_parquet(tables: dict, folder: Path) -> dict:
-    for split, table in tables.items():
-        columns(table, folder).to_parquet(folder / f"{split}.parquet", index=False)
-    return {"type": "table", "path": ".", "train": "train.parquet", "validation": "validation.parquet"}
 
 
 def write_parquet_bytes(tables: dict, folder: Path) -> dict:

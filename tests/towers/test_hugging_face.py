@@ -19,6 +19,7 @@ import main_linear
 import models
 import options
 from conftest import make_roco, picture, run_cli
+from damage import code, edit
 from data import images, views
 from data.tokens import Tokens
 from towers.parts import Published
@@ -245,11 +246,6 @@ def test_zero_shot_is_that_of_transformers(saved, folders, tmp_path, capsys):
         assert float(row[column]) == pytest.approx(chances[0, 0].item(), abs=1e-5)
 
 
-def edit(path, **changes) -> None:
-    contents = json.loads(path.read_text())
-    path.write_text(json.dumps({**contents, **changes}))
-
-
 def drop_weight(folder) -> None:
     state = load_file(folder / "model.safetensors")
     del state["visual_projection.weight"]
@@ -260,16 +256,6 @@ def not_finite(folder) -> None:
     state = load_file(folder / "model.safetensors")
     state["visual_projection.weight"][0] = float("nan")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-
-
-class Harmful:
-    def __reduce__(self):
-        return print, ("this code was run",)
-
-
-def code(folder) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"x": Harmful()}, folder / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(

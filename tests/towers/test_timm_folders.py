@@ -16,6 +16,7 @@ import main_linear
 import models
 import options
 from conftest import make_roco, picture, run_cli
+from damage import code, edit
 from data import images, views
 from utils import InputError
 
@@ -162,25 +163,10 @@ def test_a_probe_of_a_folder(saved, tmp_path, capsys, folders):
     assert torch.load(tmp_path / "probe" / "features.pt")["train"]["features"].shape == (24, 512)
 
 
-def edit(path, **changes) -> None:
-    contents = json.loads(path.read_text())
-    path.write_text(json.dumps({**contents, **changes}))
-
-
 def misshape(folder) -> None:
     state = load_file(folder / "model.safetensors")
     key = next(key for key, value in state.items() if value.ndim == 4)
     save_file({**state, key: torch.ones(2, 2)}, folder / "model.safetensors")
-
-
-class Harmful:
-    def __reduce__(self):
-        return print, ("this code was run",)
-
-
-def code(folder) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"x": Harmful()}, folder / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
