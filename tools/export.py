@@ -16,15 +16,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-import checkpoints
 import distributed
-import models
-from training.saver import BEST, LATEST
+import utils
+from evaluation.encoder import EXPORT, open_encoder
 from utils import InputError, resolve
 
-# "module:function" each, imported when it is used. The function takes the model in eval mode, the run's arguments (a
-# dict) and an empty folder, and writes files there. It returns a function that computes from these files alone what
-# `embeddings` computes with the model, of both towers or of one. It raises InputError for what the format cannot hold.
+# "module:function" each, imported when it is used. The function takes an evaluation.encoder.Encoder and an empty
+# folder, and writes files there. It returns two things: a function that computes from these files alone what
+# `embeddings` computes with the model, of both towers or of one; and what evaluation.encoder.open_encoder needs to open
+# them, the name of the file of `weights` and arguments that are not the run's, or None if it cannot. It raises
+# InputError for what the format cannot hold.
 FORMATS = {  # docs/EXTENDING.md adds one
     "medclip": "tools.formats.medclip:write",
 }
@@ -36,14 +37,14 @@ def main(args) -> None:
     out = Path(args.out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already: give a new folder")
-    path = checkpoint_of(Path(args.run).expanduser())
-    model, saved = read_model(path)
+    encoder = open_encoder(args.run)
+    model = encoder.model
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     made = [folder for folder in unfinished.parents if not folder.exists()]  # the innermost first
     try:
         unfinished.mkdir(parents=True)
-        read_back = resolve(FORMATS[args.to])(model, saved, unfinished)
-        given = inputs(model, saved["image_size"])
+        read_back, opened = resolve(FORMATS[args.to])(encoder, unfinished)
+        given = inputs(model, encoder.args.image_size)
         found, own = read_back(given), embeddings(model, given)
         assert found and all(value.shape == own[name].shape for name, value in found.items()), f"{args.to}: see FORMATS"
         differences = {name: (value - own[name]).abs().max().item() for name, value in found.items()}
@@ -53,6 +54,7 @@ def main(args) -> None:
                     f"--to {args.to}: the {name} embeddings of what was written differ by {difference:.2g} from the "
                     f"model's, by more than {LARGEST:g}: nothing was kept"
                 )
+        utils.write_json(unfinished / EXPORT, describe(args.to, encoder, opened, differences))
         os.replace(unfinished, out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}): make room, then try again") from None
@@ -61,35 +63,25 @@ def main(args) -> None:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: the export is in it
                 folder.rmdir()
-    print(f"{out}: {', '.join(sorted(one.name for one in out.iterdir()))}, from {path}")
+    print(f"{out}: {', '.join(sorted(one.name for one in out.iterdir()))}, from {encoder.path}")
     print("largest difference: " + ", ".join(f"{name} embeddings {value:.2g}" for name, value in differences.items()))
 
 
-def checkpoint_of(run: Path) -> Path:
-    if not run.is_dir():
-        return run
-    for name in (BEST, LATEST):
-        if (run / name).exists():
-            return run / name
-    raise InputError(f"{run}: holds neither {BEST} nor {LATEST}: give a run's folder or a checkpoint")
-
-
-def read_model(path: Path) -> tuple[models.MedSLIP, dict]:
-    """A checkpoint of main.py -> its model in eval mode, and the run's arguments. Raises InputError."""
-    contents = checkpoints.read(path)
-    saved = checkpoints.own_arguments(contents)
-    if saved is None or not isinstance(contents["model"], dict):
-        raise InputError(f"{path}: not a checkpoint of main.py: only these can be exported")
-    words = contents["model"].get("text_encoder.embeddings.word_embeddings.weight")
-    try:
-        model = models.create_model(
-            saved["arch"], saved["objective"], "none", saved["text_model"], saved["text_pooling"],
-            None if words is None else len(words), saved["ssl_mlp_dim"], saved["ssl_emb_dim"], saved["image_size"],
-            saved.get("published"), (contents, path),
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: does not say which model it is of: {error}") from None
-    return model.eval(), saved
+def describe(name: str, encoder, opened: dict | None, differences: dict) -> dict:
+    """What stands beside an export: what it is of, and how images and texts are shown to it."""
+    mean, std = encoder.mean_std
+    shown = {"image_size": encoder.args.image_size, "fit": encoder.fit, "mean": list(mean), "std": list(std)}
+    texts = (
+        {"context_length": encoder.args.context_length, "pad_to": encoder.pad_to} if encoder.load_tokenizer else None
+    )
+    return {
+        "format": name,
+        "args": vars(encoder.args),
+        "images": shown,
+        "texts": texts,
+        "largest_difference": differences,
+        "open": opened,
+    }
 
 
 def inputs(model, image_size: int) -> dict[str, torch.Tensor]:

@@ -20,8 +20,9 @@ SPELLING = (  # what checkpoints.canonical calls a layer, and transformers 4.24 
 )
 
 
-def write(model: models.MedSLIP, saved: dict, folder):
+def write(encoder, folder):
     """Both towers, their projections and the logit scale. See tools/export.py for the arguments."""
+    model, saved = encoder.model, vars(encoder.args)
     arch, text = saved["arch"], BERT_CONFIGS[BIO_CLINICAL_BERT]
     if arch not in checkpoints.MEDCLIP_ZIPS:
         raise InputError(f"--to medclip: MedCLIP has {' and '.join(checkpoints.MEDCLIP_ZIPS)}, not {arch}")
@@ -38,7 +39,7 @@ def write(model: models.MedSLIP, saved: dict, folder):
     return lambda given: {
         "image": again.encode_image(given["pixels"]),
         "text": again.encode_text(given["input_ids"], given["attention_mask"]),
-    }
+    }, {"weights": WEIGHTS}
 
 
 def published(state: dict, arch: str) -> dict[str, torch.Tensor]:
