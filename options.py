@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-# OpenMP and tokenizers read these when they are loaded. Threads that spin while they wait take the cores from the
-# loader's workers: on two busy cores a step was measured to take 50 times longer.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# OpenMP, OpenCV and tokenizers read these when they are loaded or first used. The loader's workers occupy the cores
+# already, and threads that spin while they wait take the cores from them: on two busy cores a step was measured to take
+# 50 times longer. Installed, this module is medslip.options, and a library leaves its user's environment alone.
+if __name__ == "options":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SLIP_MODELS = {  # facebookresearch/SLIP's --model names, method_size
     "VITS16": "vit_small_mocov3_patch16_224",

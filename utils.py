@@ -164,7 +164,10 @@ def make_folder(path: str | Path) -> Path:
 
 
 def provenance(args: dict, device: torch.device, world: int) -> dict:
-    """What is needed to repeat a run: every argument, package versions, git commit, device, number of processes."""
+    """What is needed to repeat a run: every argument, package versions, git commit, device, number of processes.
+
+    The commit is None outside of a clone.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": sys.version.split()[0]}
@@ -172,8 +175,12 @@ def provenance(args: dict, device: torch.device, world: int) -> dict:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
 
+    here = Path(__file__).parent
+
     def git(*words):
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+        if not (here / ".git").exists():  # installed, perhaps into a folder of another repository
+            return None
+        command = ["git", "-C", str(here), *words]
         try:
             return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
@@ -244,7 +251,10 @@ def amp_dtype(choice: str | None, device: torch.device) -> torch.dtype | None:
         return half_precision(device)
     if choice == "fp16" and device.type == "cpu":
         raise InputError("--amp fp16 needs a GPU: on the CPU use --amp bf16 or --amp off")
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[choice]
+    known = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+    if choice not in known:
+        raise InputError(f"amp {choice!r}: not one of {', '.join(known)}")
+    return known[choice]
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,6 @@ GRAY, SIGMA, FLIP = range(ORDER + 4, ORDER + 7)
 N_PARAMS = FLIP + 1
 CLIP_SCALE, SSL_SCALE = (0.5, 1.0), (0.08, 1.0)  # a crop's share of the area, as in SLIP's main.py and datasets.py
 
-cv2.setNumThreads(0)  # the loader's processes already occupy the cores
-
 
 def draw_crop(rng: np.random.Generator, width: int, height: int, scale) -> tuple[int, int, int, int]:
     """Draw the box (left, top, width, height) of torchvision's RandomResizedCrop: ratio 3/4 to 4/3, ten tries."""

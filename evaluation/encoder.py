@@ -1,14 +1,17 @@
 """A trained model that is ready to be asked: images or texts in, embeddings out, shown to it as in its evaluation."""
 
 import json
+import os
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import checkpoints
@@ -19,8 +22,9 @@ from data.images import as_picture, read_image, to_gray_or_rgb
 from data.tokens import Tokens, from_json, load_tokenizer
 from options import OBJECTIVES
 from training.saver import BEST, LATEST
-from utils import InputError
+from utils import InputError, one_line
 
+ImageLike = str | os.PathLike | Image.Image | np.ndarray  # what `Encoder.read` takes
 EXPORT = "medslip.json"  # beside every export: what it is of, and under "open" how `open_encoder` opens it
 VALIDATION_FIT = "center"  # how retrieval.validation_loader makes an image square where no published model says
 
@@ -34,13 +38,13 @@ class Encoder:
     ("40/400") how DICOM files are shown, "" for each file's own. `load_tokenizer` is called when texts come.
     """
 
-    model: models.MedSLIP
-    args: Namespace
+    model: models.MedSLIP = field(repr=False)
+    args: Namespace = field(repr=False)
     fit: str
     path: Path  # of the weights, or what they are called
     device: torch.device
     dtype: torch.dtype | None  # of autocast
-    load_tokenizer: Callable | None = None  # None without a text tower
+    load_tokenizer: Callable | None = field(default=None, repr=False)  # None without a text tower
     window: str = ""
 
     @cached_property
@@ -56,50 +60,84 @@ class Encoder:
         return models.pixel_statistics(self.args)
 
     @property
+    def image_size(self) -> int:
+        """S, the height and width in pixels of what the model sees."""
+        return self.args.image_size
+
+    @property
+    def embed_dim(self) -> int:
+        """D of the embeddings, which images and texts share."""
+        return self.model.embed_dim
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What the training multiplied cosine similarities with before its softmax; None without a text tower."""
+        return self.model.logit_scale.exp().item() if hasattr(self.model, "logit_scale") else None
+
+    @property
     def pad_to(self) -> int | None:
         """The tokens that every caption is padded to; None where padding takes no part."""
         padded = self.model.text_pooling == "padded" or (self.args.published or {}).get("padded")
         return self.args.context_length if padded else None
 
-    def pixels(self, images: Sequence) -> torch.Tensor:
+    def pixels(self, images: Sequence[ImageLike]) -> torch.Tensor:
         """B paths, PIL images or arrays -> (B, 3, S, S) float32, normalised, on the device. Raises InputError."""
         pictures = [as_picture(self.read(image)) for image in images]
         batch = views.WholeImages(pictures, None, self.args.image_size, self.fit).__getitems__(range(len(pictures)))
         return augment.make_views(batch, *self.mean_std, self.device)[0]
 
-    def read(self, image) -> Image.Image:
+    def read(self, image: ImageLike) -> Image.Image:
         """A path or location (data/locations.py), a PIL image, or an array (H, W) or (H, W, 3) of uint8 or uint16 ->
-        mode "L" or "RGB". Raises InputError."""
-        if isinstance(image, (str, Path)):
-            return read_image(locations.make(str(image), window=self.window) if self.window else str(image))
+        mode "L" or "RGB". 16 bits keep their high byte, as those of files do. Raises InputError."""
+        if isinstance(image, str | os.PathLike):
+            location = os.fspath(image)
+            try:
+                return read_image(locations.make(location, window=self.window) if self.window else location)
+            except InputError as error:  # the flag is of scripts that read whole data sets
+                raise InputError(str(error).removesuffix(", or pass --skip-broken")) from None
         if isinstance(image, np.ndarray):
-            if image.dtype not in (np.uint8, np.uint16) or not (image.ndim == 2 or image.shape[2:] == (3,)):
+            known = image.dtype in (np.uint8, np.uint16) and (image.ndim == 2 or image.shape[2:] == (3,))
+            if not known or image.size == 0:
                 shape = f"{image.shape} of {image.dtype}"
                 raise InputError(f"an array of {shape} is no image: give (H, W) or (H, W, 3) of uint8 or uint16")
-            image = Image.fromarray(image if image.dtype == np.uint8 else (image // 257).astype(np.uint8))
-        return to_gray_or_rgb(image)
+            if image.dtype == np.uint16 and image.max() > 255:
+                image = image // 257
+            image = Image.fromarray(image.astype(np.uint8))
+        if not isinstance(image, Image.Image):
+            kind = f"{type(image).__module__}.{type(image).__qualname__}"
+            raise InputError(f"{kind}: no image: give a path, a PIL image, or an array of uint8 or uint16")
+        try:
+            image.load()  # Pillow decodes what it opened when it comes to be used
+            return to_gray_or_rgb(image)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            where = getattr(image, "filename", "") or "an image of Pillow's"
+            raise InputError(f"{where}: cannot be read ({one_line(error)}): open another copy of it") from None
 
     def tokens(self, texts: Sequence[str]) -> dict:
-        """B texts -> `input_ids`, `attention_mask` and `text_order` as Tokens.batch gives them. Raises InputError as
-        `tokenizer` does."""
+        """B texts -> `input_ids`, `attention_mask` and `text_order` as Tokens.batch gives them. Raises InputError, also
+        as `tokenizer` does."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"{text!r:.60}: no text: give strings")
         return Tokens(self.tokenizer, list(texts), self.args.context_length, self.pad_to).batch(range(len(texts)))
 
     @torch.no_grad()
-    def encode_image(self, images: Sequence, projected: bool = True, batch_size: int = 64) -> torch.Tensor:
-        """N paths, PIL images or arrays -> (N, D) float32 on the CPU, not L2-normalised. Raises InputError."""
+    def encode_image(self, images: Iterable[ImageLike], projected: bool = True, batch_size: int = 64) -> torch.Tensor:
+        """N paths, PIL images or arrays -> (N, D) float32 on the CPU, not L2-normalised; without `projected` what is
+        before the projection, (N, width). Raises InputError."""
         rows = [torch.zeros(0, self.model.embed_dim if projected else self.model.width)]
-        for start in range(0, len(images), batch_size):
-            pixels = self.pixels(images[start : start + batch_size])
+        for some in in_batches(images, batch_size, "images"):
+            pixels = self.pixels(some)
             with utils.autocast(self.device, self.dtype):
                 rows.append(self.model.encode_image(pixels, projected).float().cpu())
         return torch.cat(rows)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    def encode_text(self, texts: Iterable[str], batch_size: int = 256) -> torch.Tensor:
         """N texts -> (N, D) float32 on the CPU, not L2-normalised. Raises InputError."""
         rows = [torch.zeros(0, self.model.embed_dim)]
-        for start in range(0, len(texts), batch_size):
-            batch = self.tokens(texts[start : start + batch_size])
+        for some in in_batches(texts, batch_size, "texts"):
+            batch = self.tokens(some)
             with utils.autocast(self.device, self.dtype):
                 chunks = [
                     self.model.encode_text(ids.to(self.device), mask.to(self.device)).float().cpu()
@@ -109,11 +147,27 @@ class Encoder:
         return torch.cat(rows)
 
 
+def in_batches(things: Iterable, size: int, what: str) -> Iterator[list]:
+    """Lists of up to `size` things. Raises InputError for one thing instead of several: a string would be taken for its
+    characters, and an array for its rows."""
+    if isinstance(things, str | bytes | os.PathLike | np.ndarray | torch.Tensor) or not isinstance(things, Iterable):
+        raise InputError(f"{what}: give a list of them, also of a single one, not {type(things).__name__}")
+    left = iter(things)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def similarity(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Embeddings (N, D) and (M, D) -> their cosine similarities (N, M)."""
+    return F.normalize(one, dim=1) @ F.normalize(other, dim=1).T
+
+
 def open_encoder(
-    path: str | Path, device: torch.device | str = "cpu", amp: str | None = "off", text: bool = True
+    path: str | os.PathLike, device: torch.device | str | None = "cpu", amp: str | None = "off", text: bool = True
 ) -> Encoder:
     """The model of a run's folder (its best checkpoint, else its latest), of a checkpoint of main.py, or of an export
-    that holds weights. `text` builds its text tower too, if it has one. Raises InputError."""
+    that holds weights. `text` builds its text tower too, if it has one. A `device` of None is a GPU if there is one,
+    else the CPU; `amp` is "off", "bf16", "fp16", or None for the device's best. Raises InputError."""
     path = Path(path).expanduser()
     if path.is_dir() and (path / EXPORT).is_file():
         saved, path, contents = read_export(path)
@@ -140,7 +194,11 @@ def open_encoder(
 
 def ready(model, args: Namespace, path, device, amp, load_tokenizer=None, fit: str = VALIDATION_FIT) -> Encoder:
     """An Encoder of a model that is built. `fit` counts where no published model says how images are made square."""
-    device = torch.device(device)
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
     window = getattr(args, "window", None)
     return Encoder(
         model.requires_grad_(False).eval().to(device), args, models.evaluation_view(args, fit), path, device,
