@@ -3,6 +3,7 @@
 import itertools
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -76,11 +77,21 @@ def encode(model, batch, norm, device, dtype, projected: bool, flips: bool) -> t
     return torch.stack(encoded, dim=1) if flips else encoded[0]
 
 
+def weights_crc(model, parts: tuple[str, ...] = ("",)) -> str:
+    """The crc32 of a model's weights, eight hexadecimal digits; or of some `parts`, such as "image_encoder"."""
+    return tensors_crc(tensor for name, tensor in model.state_dict().items() if name.startswith(parts))
+
+
+def tensors_crc(tensors: Iterable[torch.Tensor]) -> str:
+    """The crc32 of the bytes of tensors in their order, eight hexadecimal digits."""
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
+
+
 def identity(model, data, args, dtype, flips: bool) -> str:
     """All that the features depend on: the weights, the images' names, and how they are shown to the encoder."""
-    weights = 0
-    for tensor in model.state_dict().values():
-        weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), weights)
     names = zlib.crc32("\n".join(data.ids).encode())
     window = locations.split(data.images[0]).window if isinstance(data.images[0], str) else None
     settings = (
@@ -95,7 +106,7 @@ def identity(model, data, args, dtype, flips: bool) -> str:
         flips,
         window,
     )
-    return f"{weights:08x} {names:08x} {settings}"
+    return f"{weights_crc(model)} {names:08x} {settings}"
 
 
 class Shards:
