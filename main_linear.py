@@ -25,7 +25,8 @@ import distributed
 import models
 import utils
 from data import cache, images, lock
-from evaluation import audit, classifiers, features, fitted, probes, results
+from evaluation import audit, calibration, classifiers, features, probes, results
+from evaluation.fitted import Fitted, describe
 from training import signals
 from utils import InputError, logger
 
@@ -56,10 +57,10 @@ def main(args) -> None:
         fit = probe.fit_findings if data["train"].multi else probe.fit
         classifier, selected = fit(rows.get("train"), data["train"], args)
         probabilities = classifier(rows["test"])
-        kept = keep(args, classifier, model, data["test"], rows["test"].shape[1])
+        kept, calibrated = keep(args, probe, classifier, selected, model, data, rows)
 
         # The results, written down and printed.
-        summary = results.summarise(args, data, probabilities, selected, leaks, device)
+        summary = results.summarise(args, data, probabilities, selected, leaks, device, calibrated)
         held.check()
         results.write_results(out, summary, data, found, probabilities, kept)
         results.print_results(summary)
@@ -167,13 +168,20 @@ def extract_features(args, probe, model, entry: dict, data: dict, device, folder
     return found
 
 
-def keep(args, classifier, model, test: datasets.Labelled, width: int) -> fitted.Fitted | None:
-    """The fitted probe as it is saved, for features (N, width); None for one that is a mere function."""
+def keep(args, probe, classifier, selected: dict, model, data: dict, rows: dict) -> tuple[Fitted | None, dict | None]:
+    """-> the fitted probe as it is saved, calibrated on the training split, and what results.json says of that.
+
+    Both are None for a probe whose `fit` gives a mere function.
+    """
     if not classifiers.can_be_saved(classifier):
-        logger.info(f"--probe {args.probe}: fits no numbers that could be saved: no {fitted.FILE}")
-        return None
-    about = fitted.describe(args, model, test, width)
-    return fitted.Fitted(classifier, test.classes, args.features, None, about)
+        logger.info(f"--probe {args.probe}: has no numbers that could be saved: it can neither be calibrated nor kept")
+        return None, None
+    about = describe(args, model, data["test"], rows["test"].shape[1])
+    fitted = Fitted(classifier, data["test"].classes, args.features, None, about)
+    said = calibration.calibrate(fitted, probe, rows.get("train"), data["train"], args, selected)
+    if fitted.temperature is not None:
+        calibration.add_test(said, fitted, rows["test"], data["test"])
+    return fitted, said
 
 
 def make_pictures(args, entry: dict, split: str, data: datasets.Labelled):

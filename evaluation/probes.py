@@ -37,6 +37,7 @@ class Probe:
     splits = ("train", "test")  # those whose features it needs; without "train", `fit` is given None for them
     takes_findings = True  # whether it can be fitted to multi-label sets
     multi = False  # whether the set that it is chosen for is multi-label
+    calibration_folds = 1  # of five: each takes as long as four fifths of `refit` of all
 
     def make_model(self, args, contents: dict | None, path: str | None, classes: list[str]):
         """-> models.MedSLIP with the weights of a checkpoint, and the names of the parts that it has weights for.
@@ -67,12 +68,7 @@ class Probe:
         """
         fitted, selected = {}, {}
         for k in findings_to_fit(data):
-            known = np.flatnonzero(np.isfinite(data.labels[:, k]))
-            some = dataclasses.replace(
-                data, ids=[data.ids[i] for i in known], labels=data.labels[known, k].astype(np.int64),
-                classes=["absent", "present"], patients=data.patients and [data.patients[i] for i in known],
-                images=[data.images[i] for i in known],
-            )  # fmt: skip
+            known, some = one_finding(data, k)
             try:
                 fitted[k], selected[data.classes[k]] = self.fit(rows[known], some, args)
             except InputError as error:
@@ -83,15 +79,50 @@ class Probe:
             raise InputError(f"--probe {args.probe}: no finding of --dataset {args.dataset} has cases enough for it")
         return Findings(fitted, len(data.classes)), {"findings": selected}
 
+    def refit(self, rows: np.ndarray, data, args, selected: dict):
+        """The function of `fit` for a part of the training split, with what was `selected` on all of it; a probe that
+        selects nothing is fitted as it is."""
+        return self.fit(rows, data, args)[0]
+
+    def refit_findings(self, rows: np.ndarray, data, args, selected: dict) -> Findings:
+        """`refit` for a part of a multi-label split; without the findings that are of one kind in it."""
+        fitted, each = {}, selected["findings"]
+        for k in np.flatnonzero(kinds(data).all(axis=0)):
+            if data.classes[k] in each:
+                known, some = one_finding(data, k)
+                fitted[int(k)] = self.refit(rows[known], some, args, each[data.classes[k]])
+        return Findings(fitted, len(data.classes))
+
+
+def take(data, keep: np.ndarray):
+    """The cases `keep` (n,) of datasets.Labelled."""
+    patients = [data.patients[i] for i in keep] if data.patients else None
+    images = torch.utils.data.Subset(data.images, keep.tolist())  # none of which is read
+    return dataclasses.replace(
+        data, ids=[data.ids[i] for i in keep], labels=data.labels[keep], patients=patients, images=images
+    )
+
+
+def one_finding(data, k: int):
+    """-> the cases of a multi-label set in which finding k is known, (n,), and these as a set of two classes."""
+    known = np.flatnonzero(np.isfinite(data.labels[:, k]))
+    labels = data.labels[known, k].astype(np.int64)
+    return known, dataclasses.replace(take(data, known), labels=labels, classes=["absent", "present"])
+
+
+def kinds(data) -> np.ndarray:
+    """Whether each finding of a multi-label set is absent in some case, and present in some: (2, K) bool."""
+    return np.stack([(data.labels == value).any(axis=0) for value in (0, 1)])
+
 
 def findings_to_fit(data) -> list[int]:
     """The findings of a multi-label set that are present in some case and absent in another; the others are logged."""
-    kinds = np.stack([(data.labels == value).any(axis=0) for value in (0, 1)])
-    for name, (absent, present) in zip(data.classes, kinds.T, strict=True):
+    found = kinds(data)
+    for name, (absent, present) in zip(data.classes, found.T, strict=True):
         if not (absent and present):
             lacks = "positive" if absent else "negative" if present else "known"
             logger.warning(f"{name}: no probe, N/A: the training split has no {lacks} case")
-    return list(np.flatnonzero(kinds.all(axis=0)))
+    return np.flatnonzero(found.all(axis=0)).tolist()
 
 
 def named(name: str) -> Probe:
@@ -153,6 +184,8 @@ def fit_plain(rows: np.ndarray, data, penalty: float) -> StandardisedLinear:
 class Logistic(Probe):
     """Logistic regression on standardised features; C has the least log loss over `make_folds`."""
 
+    calibration_folds = 5
+
     def fit(self, rows: np.ndarray, data, args):
         cv = make_folds(data, args)
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
@@ -169,10 +202,15 @@ class Logistic(Probe):
         selected = {"C": chosen, "folds": len(cv), "cv_log_loss": -float(search.best_score_)}
         return StandardisedLinear.of(search.best_estimator_, len(data.classes)), selected
 
+    def refit(self, rows: np.ndarray, data, args, selected: dict):
+        return fit_plain(rows, data, selected["C"])
+
 
 class Neighbours(Probe):
     """The k nearest training images by cosine similarity, each with a vote of weight exp(similarity / 0.07) (Wu et al.,
     CVPR 2018; facebookresearch/dinov2, eval/knn.py); k has the highest macro AUROC over `make_folds`."""
+
+    calibration_folds = 5
 
     def fit(self, rows: np.ndarray, data, args):
         cv = make_folds(data, args)
@@ -191,6 +229,9 @@ class Neighbours(Probe):
         chosen = int(search.best_params_["n_neighbors"])
         selected = {"k": chosen, "folds": len(cv), "cv_auroc": float(search.best_score_)}
         return keep_neighbours(rows, data, chosen), selected
+
+    def refit(self, rows: np.ndarray, data, args, selected: dict):
+        return keep_neighbours(rows, data, min(selected["k"], len(rows)))
 
 
 def keep_neighbours(rows: np.ndarray, data, k: int) -> NearestNeighbours:
@@ -211,7 +252,12 @@ class SGD(Probe):
 
     def fit_findings(self, table: np.ndarray, data, args):
         """All findings at once. Their losses are added, so that each takes the steps it would take alone."""
-        fitted = findings_to_fit(data)
+        return self.train_findings(table, data, findings_to_fit(data), args)
+
+    def refit_findings(self, table: np.ndarray, data, args, selected: dict):
+        return self.train_findings(table, data, np.flatnonzero(kinds(data).all(axis=0)), args)[0]
+
+    def train_findings(self, table: np.ndarray, data, fitted, args):
         labels = torch.from_numpy(data.labels[:, fitted])
         classifier, selected = self.train(table, labels, len(fitted), known_cross_entropy, args)
         return linear(classifier, fitted, len(data.classes), multi=True), selected

@@ -18,11 +18,13 @@ CASES = 12  # that results.json names, of the hardest and of the easiest
 COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Malignant)", "Recall (Malignant)")
 
 
-def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks: dict, device) -> dict:
+def summarise(
+    args, data: dict, probabilities: np.ndarray, selected: dict, leaks: dict, device, calibration: dict | None = None
+) -> dict:
     """The contents of results.json.
 
     `data` are the splits "train" and "test" (datasets.Labelled), `probabilities` (N, K) those of the N test cases,
-    `selected` what the probe chose, `leaks` what audit.probe_audit found.
+    `selected` what the probe chose, `leaks` what audit.probe_audit found, `calibration` what calibration.py says.
     """
     train, test = data["train"], data["test"]
     without_probe = np.isnan(probabilities).all(axis=0) & test.multi
@@ -49,6 +51,7 @@ def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks
         **report,
         "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
         "selected": {"probe": args.probe, **selected},
+        "calibration": calibration,
         "audit": leaks,
         "data": {split: fingerprint(some) for split, some in data.items()},
         **({} if test.multi else extremes(test, probabilities)),

@@ -177,7 +177,7 @@ def test_the_encoder_of_a_probe(folders, tmp_path, capsys):
         open_probed(tmp_path / "loaded")
 
 
-def test_a_probe_that_is_a_mere_function_is_not_saved(tmp_path, capsys):
+def test_a_probe_that_is_a_mere_function_is_not_saved():
     args = SimpleNamespace(probe="mine", features="pooled")
-    assert main_linear.keep(args, lambda rows: rows, None, None, 7) is None
+    assert main_linear.keep(args, None, lambda rows: rows, {}, None, {}, {}) == (None, None)
     assert not classifiers.can_be_saved(classifiers.Findings({0: lambda rows: rows}, 1))
