@@ -109,7 +109,7 @@ class Unlabelled:
 
     `images` are locations (locations.py) with absolute paths, without the `window` that all are shown with ("40/400",
     or "" for each file's own). `captions` are "" where an image has none; None: they were not asked for. `missing` are
-    images that are named and not there, in words.
+    images that are named and not there, in words. `fit` is how an image is made square, see views.whole.
     """
 
     ids: Strings
@@ -117,11 +117,13 @@ class Unlabelled:
     captions: Strings | None = None
     missing: list[str] = field(default_factory=list)
     window: str = ""
+    fit: str = "center"
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def path(self, i: int) -> str:
+        """The location of image i, to be read."""
         return locations.make(self.images[i], window=self.window)
 
     def __getitem__(self, i: int) -> Picture:

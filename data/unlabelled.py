@@ -21,7 +21,7 @@ from utils import InputError, logger
 PATTERN = re.compile(r"[*?\[{]")
 
 
-def read_images(source: str, captions: str | None = None, window: str = "", **columns: str | None) -> Unlabelled:
+def read_images(source: str, captions: str | None = None, **columns: str | None) -> Unlabelled:
     """The images of a folder and all folders below it, of a table, or of tar shards, in their order.
 
     `captions` None: none are wanted; "": those that the table or the shards have; else a file of `<id> <caption>`
@@ -50,7 +50,6 @@ def read_images(source: str, captions: str | None = None, window: str = "", **co
         found.captions = matched(captions, found.ids)
     elif found.captions is None:
         raise InputError(f"--captions: {source} comes without captions: give a file of '<id> <caption>' lines")
-    found.window = window
     return found
 
 
@@ -79,9 +78,7 @@ def of_folder(folder: Path) -> Unlabelled:
     strange = next((name for name in names if re.search("[\0-\x1f\x7f\ud800-\udfff]", name)), None)
     if strange is not None:
         raise InputError(f"{folder}: the name {strange[:80]!a} is not one line of UTF-8: rename the file")
-    stems = [
-        name[: -len(suffix)] if (suffix := os.path.splitext(name)[1]).lower() in SUFFIXES else name for name in names
-    ]
+    stems = [stem if suffix.lower() in SUFFIXES else stem + suffix for stem, suffix in map(os.path.splitext, names)]
     counts, whole = Counter(stems), set(names)
     ids = [
         name if counts[stem] > 1 or (stem != name and stem in whole) else stem
@@ -155,11 +152,8 @@ def of_shards(source: str) -> Unlabelled:
     if len(imageless):
         logger.warning(f"{source}: {len(imageless):,} samples without an image left out, {imageless[0][:80]} first")
     captions = found.column("captions")
-    return Unlabelled(
-        found.ids,
-        Strings(os.path.join(root, file) for file in found.files),
-        captions if any(captions.lengths()) else None,
-    )
+    images = Strings(os.path.join(root, file) for file in found.files)
+    return Unlabelled(found.ids, images, captions if captions.lengths().any() else None)
 
 
 def matched(file: str, ids: Strings) -> Strings:
@@ -170,8 +164,6 @@ def matched(file: str, ids: Strings) -> Strings:
     found = [places.get(key, places.get(key.rpartition("/")[2], -1)) for key in ids]
     count = sum(place >= 0 for place in found)
     if not count and len(ids):
-        raise InputError(
-            f"--captions {file}: none of its {len(names):,} ids is that of an image, such as '{ids[0][:80]}'"
-        )
+        raise InputError(f"--captions {file}: none of its ids is that of an image, such as '{ids[0][:80]}'")
     logger.info(f"{file}: captions of {count:,} of {len(ids):,} images")
     return Strings(texts[place] if place >= 0 else "" for place in found)

@@ -9,7 +9,6 @@ read as any other. What is done is saved at intervals beside the output, on a di
 command again goes on with it, and gives the same file as a run that nothing disturbed.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,43 +18,12 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import options
-
-if __name__ == "__main__":
-    parser = options.Parser(
-        description=__doc__.partition("\n\n")[0], epilog=__doc__.partition("\n\n")[2], allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--images", required=True, metavar="FOLDER|TABLE|SHARDS", help="shards as shard-{000..127}.tar, joined by ::")
-    add("--run", required=True, metavar="RUN", help="a run's folder, a checkpoint of main.py, or an export that opens")
-    add("--out", required=True, metavar="FILE.parquet")
-    add("--overwrite", action="store_true", help="replace other embeddings in --out")
-    captions = "embed the captions too: those of the table or the shards, or of FILE, lines of '<id> <caption>'"
-    add("--captions", nargs="?", const="", metavar="FILE", help=captions)
-    for role in ("image", "id", "caption"):
-        add(f"--{role}-column", metavar="NAME", help="of a table (default: by its usual names)")
-    add("--features", choices=("projected", "pooled"), default="projected", help="after or before the projection")
-    fits = "how an image is made square (default: as in the model's validation)"
-    add("--fit", choices=("center", "center256", "squash"), help=fits)
-    add("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"), help="of DICOM files (default: the run's)")
-    add("--skip-broken", action="store_true", help="leave out images that cannot be read, named in a file beside --out")
-    add("-b", "--batch-size", type=options.positive, default=128, help="images a forward pass (default: %(default)s)")
-    workers = "loader processes a device (default: cores shared out, 8 at most)"
-    add("-j", "--workers", type=options.not_negative, help=workers)
-    add("-p", "--print-freq", type=options.positive, default=10, metavar="BATCHES")
-    save = "save after so many batches, or 90s, 15m, 2h (default: %(default)s)"
-    add("--save-every", type=options.interval, default="1m", metavar="BATCHES|TIME", help=save)
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision (default: the device's best)")
-    ARGS = parser.parse_args()
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 import distributed
+import options
 import utils
 from data import images, lock
 from data.sets import Unlabelled
@@ -68,19 +36,22 @@ from utils import InputError, Interrupted, logger
 
 METADATA = b"medslip"  # of the parquet file's schema: JSON, see `describe`
 ROWS = 4096  # of a row group of the output
-TEXTS = 4096  # captions of a rank that are embedded between two looks at the signals, and saved together
+TEXTS = 1024  # captions of a rank that are embedded between two looks at the signals, and saved together
 
 
 def main(args) -> None:
     out = Path(args.out).expanduser().absolute()
     if out.suffix != ".parquet" or out.is_dir():
         raise InputError(f"--out {args.out}: give a file that is called .parquet")
-    device = distributed.init_distributed(args.device, None, "env://")
+    device = distributed.init_distributed(args.device, args.dist_backend, args.dist_url)
     partial = out.with_name(f"{out.name}.partial")
     with lock.output_folder(partial, "--out") as held:
         encoder = open_encoder(args.run, device, args.amp, text=args.captions is not None)
+        if args.captions is not None:
+            encoder.tokenizer  # noqa: B018  (an error now rather than when all images are done)
         settings = settle(args, encoder)
-        data = distributed.on_rank0(read, args, encoder.window)
+        data = distributed.on_rank0(read, args)
+        data.window, data.fit = encoder.window, encoder.fit
         about = describe(encoder, data, settings)
         if not distributed.on_rank0(is_done, out, about, args.overwrite):
             data = distributed.on_rank0(leave_out_broken, data, args.skip_broken, out, partial)
@@ -101,11 +72,11 @@ def settle(args, encoder: Encoder) -> Namespace:
     return Namespace(**{**vars(encoder.args), **{name: getattr(args, name) for name in names}, "cache": "none"})
 
 
-def read(args, window: str) -> Unlabelled:
+def read(args) -> Unlabelled:
     """The images and captions that are asked for. Raises InputError, also for one that is not there, or with
     --skip-broken names it in the log."""
     columns = {role: getattr(args, f"{role}_column") for role in ("image", "id", "caption")}
-    data = read_images(args.images, args.captions, window, **columns)
+    data = read_images(args.images, args.captions, **columns)
     logger.info(f"{args.images}: {len(data):,} images")
     if data.missing and not args.skip_broken:
         more = f" ({len(data.missing):,} such images)" if len(data.missing) > 1 else ""
@@ -153,7 +124,7 @@ def describe(encoder: Encoder, data: Unlabelled, settings) -> dict:
     """What the output's metadata say: the model, how images are shown to it, and in `identity` all that the file
     depends on."""
     about = {
-        "run": str(encoder.path),
+        "run": str(Path(encoder.path).absolute()),
         "weights": features.checksum(encoder.model),
         "features": settings.features,
         "arch": settings.arch,
@@ -167,8 +138,7 @@ def describe(encoder: Encoder, data: Unlabelled, settings) -> dict:
 
 
 def image_key(encoder: Encoder, data: Unlabelled, settings) -> str:
-    shown = Namespace(ids=data.ids, images=data.images, fit=encoder.fit)
-    return f"{features.identity(encoder.model, shown, settings, encoder.dtype, flips=False)} {listing(data)}"
+    return f"{features.identity(encoder.model, data, settings, encoder.dtype, flips=False)} {listing(data)}"
 
 
 def text_key(encoder: Encoder, data: Unlabelled) -> str:
@@ -206,7 +176,6 @@ def embed(encoder: Encoder, data: Unlabelled, settings, about: dict, out: Path, 
     """
     model = encoder.model
     width = model.embed_dim if settings.features == "projected" else model.width
-    data.fit = encoder.fit  # where features.encode_share looks for it
     saved = {"embedding": (partial / "images", image_key(encoder, data, settings), (width,))}
     if data.captions is not None:
         saved["caption_embedding"] = partial / "captions", text_key(encoder, data), (model.embed_dim,)
@@ -276,14 +245,13 @@ def merge(data: Unlabelled, parts: dict[str, list], about: dict, path: Path, not
             for start in range(0, len(data), ROWS):
                 here = range(start, min(start + ROWS, len(data)))
                 columns = {name: [some[i] for i in here] for name, some in strings.items()}
-                absent = np.array([not text for text in columns.get("caption", ())], bool)
                 for name, found in parts.items():
                     rows = features.in_order(found, here.start, here.stop)
                     if not rows.isfinite().all():
                         raise InputError(not_finite)
-                    mask = pa.array(absent) if name == "caption_embedding" else None
-                    flat = pa.array(rows.numpy().reshape(-1))
-                    columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=fields[name], mask=mask)
+                    if name == "caption_embedding":  # pyarrow cannot read a column of such lists in which one is null
+                        rows[[not text for text in columns["caption"]]] = 0
+                    columns[name] = pa.FixedSizeListArray.from_arrays(rows.numpy().reshape(-1), type=fields[name])
                 if "caption" in columns:
                     columns["caption"] = [text or None for text in columns["caption"]]
                 file.write_table(pa.table([columns[name] for name in order], schema=schema))
@@ -291,5 +259,34 @@ def merge(data: Unlabelled, parts: dict[str, list], about: dict, path: Path, not
         raise InputError(f"{path}: cannot be written ({error.strerror or error}): make room, and start again") from None
 
 
+def make_parser() -> options.Parser:
+    parser = options.Parser(description=__doc__.partition("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--images", required=True, metavar="FOLDER|TABLE|SHARDS", help="shards as shard-{000..127}.tar, joined by ::")
+    add("--run", required=True, metavar="RUN", help="a run's folder, a checkpoint of main.py, or an export that opens")
+    add("--out", required=True, metavar="FILE.parquet")
+    add("--overwrite", action="store_true", help="replace other embeddings in --out")
+    captions = "embed the captions too: those of the table or the shards, or of FILE, lines of '<id> <caption>'"
+    add("--captions", nargs="?", const="", metavar="FILE", help=captions)
+    for role in ("image", "id", "caption"):
+        add(f"--{role}-column", metavar="NAME", help="of a table (default: by its usual names)")
+    add("--features", choices=("projected", "pooled"), default="projected", help="after or before the projection")
+    fits = "how an image is made square (default: as in the model's validation)"
+    add("--fit", choices=("center", "center256", "squash"), help=fits)
+    add("--window", type=float, nargs=2, metavar=("CENTER", "WIDTH"), help="of DICOM files (default: the run's)")
+    add("--skip-broken", action="store_true", help="leave out images that cannot be read, named in a file beside --out")
+    add("-b", "--batch-size", type=options.positive, default=128, help="images a forward pass (default: %(default)s)")
+    workers = "loader processes a device (default: cores shared out, 8 at most)"
+    add("-j", "--workers", type=options.not_negative, help=workers)
+    add("-p", "--print-freq", type=options.positive, default=10, metavar="BATCHES")
+    save = "save after so many batches, or 90s, 15m, 2h (default: %(default)s)"
+    add("--save-every", type=options.interval, default="1m", metavar="BATCHES|TIME", help=save)
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision (default: the device's best)")
+    add("--dist-url", default="env://")
+    add("--dist-backend", choices=("nccl", "gloo"), help="default: nccl on GPUs, gloo on CPUs")
+    return parser
+
+
 if __name__ == "__main__":
-    distributed.run_script(main, ARGS)
+    distributed.run_script(main, make_parser().parse_args())
