@@ -25,7 +25,7 @@ import distributed
 import models
 import utils
 from data import cache, images, lock
-from evaluation import audit, features, probes, results
+from evaluation import audit, classifiers, features, fitted, probes, results
 from training import signals
 from utils import InputError, logger
 
@@ -39,6 +39,7 @@ def main(args) -> None:
         entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
         data = read_data(args, entry)
         probe = probes.choose(args, len(data["train"]), data["train"].multi)
+        data = {split: dataclasses.replace(some, fit=view_of(args, probe, some)) for split, some in data.items()}
         leaks = distributed.on_rank0(audit.probe_audit, entry, data["train"], data["test"], args.allow_leakage)
         audit.show(leaks)
 
@@ -53,13 +54,14 @@ def main(args) -> None:
         # The probe, fitted to the training split and asked about the test split.
         rows = {split: some.numpy() for split, some in found.items()}
         fit = probe.fit_findings if data["train"].multi else probe.fit
-        predict, selected = fit(rows.get("train"), data["train"], args)
-        probabilities = predict(rows["test"])
+        classifier, selected = fit(rows.get("train"), data["train"], args)
+        probabilities = classifier(rows["test"])
+        kept = keep(args, classifier, model, data["test"], rows["test"].shape[1])
 
         # The results, written down and printed.
         summary = results.summarise(args, data, probabilities, selected, leaks, device)
         held.check()
-        results.write_results(out, summary, data, found, probabilities)
+        results.write_results(out, summary, data, found, probabilities, kept)
         results.print_results(summary)
         logger.info(f"results, predictions and plots: {out}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -159,11 +161,19 @@ def extract_features(args, probe, model, entry: dict, data: dict, device, folder
     dtype, found = utils.amp_dtype(args.amp, device), {}
     with signals.StopRequest() as stop:
         for split in probe.splits:
-            some = dataclasses.replace(data[split], fit=view_of(args, probe, data[split]))
+            some, flips = data[split], probe.flips and split == "train"
             pictures = make_pictures(args, entry, split, some)
-            flips = probe.flips and split == "train"
             found[split] = features.extract(model, some, pictures, args, device, dtype, folder / split, stop, flips)
     return found
+
+
+def keep(args, classifier, model, test: datasets.Labelled, width: int) -> fitted.Fitted | None:
+    """The fitted probe as it is saved, for features (N, width); None for one that is a mere function."""
+    if not classifiers.can_be_saved(classifier):
+        logger.info(f"--probe {args.probe}: fits no numbers that could be saved: no {fitted.FILE}")
+        return None
+    about = fitted.describe(args, model, test, width)
+    return fitted.Fitted(classifier, test.classes, args.features, None, about)
 
 
 def make_pictures(args, entry: dict, split: str, data: datasets.Labelled):

@@ -1,9 +1,10 @@
 """A trained model that is ready to be asked: images or texts in, embeddings out, shown to it as in its evaluation."""
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import utils
 from data import augment, locations, views
 from data.images import as_picture, read_image, to_gray_or_rgb
 from data.tokens import Tokens, from_json, load_tokenizer
+from evaluation.features import weights_crc
+from evaluation.fitted import IMAGE_PARTS, open_fitted
 from options import OBJECTIVES
 from training.saver import BEST, LATEST
 from utils import InputError
@@ -146,6 +149,36 @@ def ready(model, args: Namespace, path, device, amp, load_tokenizer=None, fit: s
         model.requires_grad_(False).eval().to(device), args, models.evaluation_view(args, fit), path, device,
         utils.amp_dtype(amp, device), load_tokenizer, "{:g}/{:g}".format(*window) if window else "",
     )  # fmt: skip
+
+
+def open_probed(
+    folder: str | Path, device: torch.device | str = "cpu", amp: str | None = None, weights: str | None = None
+) -> Encoder:
+    """The image tower that the probe in a folder (fitted.py) was fitted to, which shows images as the probe did.
+
+    `weights` is where its checkpoint, or the folder of its run, lies now, if it was moved. Raises InputError if the
+    checkpoint is gone, or if the weights are not those that were probed.
+    """
+    about = open_fitted(folder).about
+    args = Namespace(**about["args"])
+    if weights is not None:
+        args.pretrained = str(checkpoint_of(Path(weights).expanduser()))
+    elif about["from_file"] and not os.path.exists(args.pretrained):
+        raise InputError(
+            f"{args.pretrained}: the checkpoint that {folder} probed is not there any more: say where it is (--weights)"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)  # what has no weights from elsewhere is drawn as main_linear.py drew it
+        model = models.create_model(
+            args.arch, None, args.pretrained, image_size=args.image_size, published=args.published
+        )
+    if (found := weights_crc(model, IMAGE_PARTS)) != about["weights"]:
+        raise InputError(
+            f"{args.pretrained}: not the weights that {folder} probed (crc32 {found}, not {about['weights']}): give "
+            "those, or fit the probe again"
+        )
+    encoder = ready(model, args, args.pretrained, device, amp)
+    return replace(encoder, fit=about["fit"], window=about["window"])
 
 
 def checkpoint_of(run: Path) -> Path:

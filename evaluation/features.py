@@ -4,6 +4,7 @@ import itertools
 import time
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -91,6 +92,19 @@ def encode(model, batch, norm, device, dtype, projected: bool, flips: bool) -> t
     return torch.stack(encoded, dim=1) if flips else encoded[0]
 
 
+def weights_crc(model, parts: tuple[str, ...] = ("",)) -> str:
+    """The crc32 of a model's weights, eight hexadecimal digits; or of some `parts`, such as "image_encoder"."""
+    return tensors_crc(tensor for name, tensor in model.state_dict().items() if name.startswith(parts))
+
+
+def tensors_crc(tensors: Iterable[torch.Tensor]) -> str:
+    """The crc32 of the bytes of tensors in their order, eight hexadecimal digits."""
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
+
+
 def identity(model, data, args, dtype, flips: bool) -> str:
     """All that the features depend on: the weights, the images' names, and how they are shown to the encoder."""
     names = zlib.crc32("\n".join(data.ids).encode())
@@ -107,17 +121,7 @@ def identity(model, data, args, dtype, flips: bool) -> str:
         flips,
         window,
     )
-    return f"{checksum(model)} {names:08x} {settings}"
-
-
-def checksum(model, *parts: str) -> str:
-    """The CRC-32 of a model's weights, eight hexadecimal digits; of those whose names begin with one of `parts`, which
-    without any are the image encoder and its projection."""
-    parts, crc = parts or ("image_encoder.", "image_projection."), 0
-    for name, tensor in model.state_dict().items():
-        if name.startswith(parts):
-            crc = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
+    return f"{weights_crc(model)} {names:08x} {settings}"
 
 
 class Shards:

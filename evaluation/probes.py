@@ -13,11 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import models
+from evaluation.classifiers import Findings, Linear, NearestNeighbours, StandardisedLinear, TwoLinear, neighbours
 from options import PROBES
 from utils import InputError, logger, resolve
 
@@ -53,7 +53,10 @@ class Probe:
 
     def fit(self, rows: np.ndarray, data, args):
         """From the training split (datasets.Labelled) and its features (N, D) float32 -> a function from the features
-        of unseen images (M, D) to probabilities (M, K), and a dict of what was selected."""
+        of unseen images (M, D) to probabilities (M, K), and a dict of what was selected.
+
+        A function that is one of classifiers.KINDS is calibrated, and saved with the results.
+        """
         raise NotImplementedError
 
     def fit_findings(self, rows: np.ndarray, data, args):
@@ -78,14 +81,7 @@ class Probe:
             logger.info(f"{data.classes[k]}: {selected[data.classes[k]]}")
         if not fitted:
             raise InputError(f"--probe {args.probe}: no finding of --dataset {args.dataset} has cases enough for it")
-
-        def predict(unseen):
-            probabilities = np.full((len(unseen), len(data.classes)), np.nan)
-            for k, one in fitted.items():
-                probabilities[:, k] = one(unseen)[:, 1]
-            return probabilities
-
-        return predict, {"findings": selected}
+        return Findings(fitted, len(data.classes)), {"findings": selected}
 
 
 def findings_to_fit(data) -> list[int]:
@@ -145,24 +141,13 @@ def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
     raise InputError(f"--dataset {args.dataset}: its patients cannot be dealt into folds that hold every class")
 
 
-def all_classes(model, classes):
-    """The function from features to probabilities of a fitted scikit-learn model: 0 for a class it was not given."""
-
-    def predict(unseen):
-        probabilities = np.zeros((len(unseen), len(classes)))
-        probabilities[:, model.classes_] = model.predict_proba(unseen.astype(np.float64))
-        return probabilities
-
-    return predict
-
-
-def fit_plain(rows: np.ndarray, data, penalty: float):
-    """The logistic probe with a given C -> the function from features to probabilities."""
+def fit_plain(rows: np.ndarray, data, penalty: float) -> StandardisedLinear:
+    """The logistic probe with a given C."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows.astype(np.float64), data.labels)
-    return all_classes(model, data.classes)
+    return StandardisedLinear.of(model, len(data.classes))
 
 
 class Logistic(Probe):
@@ -182,7 +167,7 @@ class Logistic(Probe):
         if chosen in (GRID[0], GRID[-1]):
             logger.warning(f"the chosen C, {chosen:g}, is at an end of the grid: one beyond it may do better")
         selected = {"C": chosen, "folds": len(cv), "cv_log_loss": -float(search.best_score_)}
-        return all_classes(search, data.classes), selected
+        return StandardisedLinear.of(search.best_estimator_, len(data.classes)), selected
 
 
 class Neighbours(Probe):
@@ -193,22 +178,23 @@ class Neighbours(Probe):
         cv = make_folds(data, args)
         fewest = min(len(train) for train, _ in cv)
 
-        def votes(distances):
-            return np.exp(-distances / 0.07)  # cosine distance is 1 - similarity: the factor exp(1 / 0.07) cancels
-
         def macro_auroc(model, unseen, labels):
             probabilities = model.predict_proba(unseen)
             each = [roc_auc_score(labels == k, probabilities[:, i]) for i, k in enumerate(model.classes_)]
             return float(np.mean(each))
 
         search = GridSearchCV(
-            KNeighborsClassifier(metric="cosine", algorithm="brute", weights=votes),
-            {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv, error_score="raise",
+            neighbours(), {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv,
+            error_score="raise", refit=False,
         )  # fmt: skip
         search.fit(rows.astype(np.float64), data.labels)
         chosen = int(search.best_params_["n_neighbors"])
         selected = {"k": chosen, "folds": len(cv), "cv_auroc": float(search.best_score_)}
-        return all_classes(search, data.classes), selected
+        return keep_neighbours(rows, data, chosen), selected
+
+
+def keep_neighbours(rows: np.ndarray, data, k: int) -> NearestNeighbours:
+    return NearestNeighbours(torch.from_numpy(rows), torch.from_numpy(data.labels).long(), k, len(data.classes))
 
 
 class SGD(Probe):
@@ -221,21 +207,14 @@ class SGD(Probe):
     def fit(self, table: np.ndarray, data, args):
         labels = torch.from_numpy(data.labels).long()
         classifier, selected = self.train(table, labels, len(data.classes), F.cross_entropy, args)
-        return softmax_of(classifier), selected
+        return linear(classifier, np.arange(len(data.classes)), len(data.classes)), selected
 
     def fit_findings(self, table: np.ndarray, data, args):
         """All findings at once. Their losses are added, so that each takes the steps it would take alone."""
         fitted = findings_to_fit(data)
         labels = torch.from_numpy(data.labels[:, fitted])
         classifier, selected = self.train(table, labels, len(fitted), known_cross_entropy, args)
-
-        @torch.no_grad()
-        def predict(unseen):
-            probabilities = np.full((len(unseen), len(data.classes)), np.nan)
-            probabilities[:, fitted] = torch.sigmoid(classifier(torch.from_numpy(unseen)).double()).numpy()
-            return probabilities
-
-        return predict, selected
+        return linear(classifier, fitted, len(data.classes), multi=True), selected
 
     def train(self, table: np.ndarray, labels: torch.Tensor, outputs: int, loss, args):
         """-> the classifier, and the settings that it was trained with."""
@@ -257,6 +236,10 @@ class SGD(Probe):
                 loss(classifier(rows[batch]), labels[batch]).backward()
                 optimizer.step()
         return classifier, {"epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+
+
+def linear(layer: torch.nn.Linear, columns, count: int, multi: bool = False) -> Linear:
+    return Linear(layer.weight.detach(), layer.bias.detach(), torch.as_tensor(columns), count, multi)
 
 
 def known_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -296,20 +279,11 @@ class PublishedRecipe(Probe):
             "label": "medslip recipe", "epochs": epochs, "batch_size": batch, "lr": peak,
             "restart_every_steps": restart, "flip_chance": FLIP_CHANCE,
         }  # fmt: skip
-        return softmax_of(head), selected
+        parts = (x.detach() for layer in head for x in (layer.weight, layer.bias))
+        return TwoLinear(*parts), selected
 
 
 def draw_flips(n: int, epoch: int, seed: int) -> torch.Tensor:
     """Which of features.FLIPS each of n images is shown in during an epoch: (n,) int64."""
     left_right, upside_down = np.random.default_rng((seed, epoch)).random((2, n)) < FLIP_CHANCE
     return torch.from_numpy(left_right + 2 * upside_down).long()
-
-
-def softmax_of(head: torch.nn.Module):
-    """The function from features to probabilities of a trained head."""
-
-    @torch.no_grad()
-    def predict(unseen):
-        return F.softmax(head(torch.from_numpy(unseen)).double(), dim=1).numpy()
-
-    return predict

@@ -30,6 +30,7 @@ from data.sets import Unlabelled
 from data.unlabelled import read_images
 from evaluation import features
 from evaluation.encoder import Encoder, open_encoder
+from evaluation.fitted import IMAGE_PARTS
 from training import signals
 from training.progress import Progress
 from utils import InputError, Interrupted, logger
@@ -125,7 +126,7 @@ def describe(encoder: Encoder, data: Unlabelled, settings) -> dict:
     depends on."""
     about = {
         "run": str(Path(encoder.path).absolute()),
-        "weights": features.checksum(encoder.model),
+        "weights": features.weights_crc(encoder.model, IMAGE_PARTS),
         "features": settings.features,
         "arch": settings.arch,
         "image_size": settings.image_size,
@@ -145,7 +146,7 @@ def text_key(encoder: Encoder, data: Unlabelled) -> str:
     if data.captions is None:
         return ""
     texts = zlib.crc32("\n".join(data.captions).encode())
-    weights = features.checksum(encoder.model, "text_")
+    weights = features.weights_crc(encoder.model, ("text_",))
     return f"{texts:08x} {weights} {encoder.args.context_length} {encoder.pad_to} {encoder.dtype}"
 
 
