@@ -25,7 +25,8 @@ import distributed
 import models
 import utils
 from data import cache, images, lock
-from evaluation import audit, features, probes, results
+from evaluation import audit, calibration, classifiers, features, probes, results
+from evaluation.fitted import Fitted, describe
 from training import signals
 from utils import InputError, logger
 
@@ -39,6 +40,7 @@ def main(args) -> None:
         entry = datasets.find_entry(args.catalog, args.dataset, args.root, args.window)
         data = read_data(args, entry)
         probe = probes.choose(args, len(data["train"]), data["train"].multi)
+        data = {split: dataclasses.replace(some, fit=view_of(args, probe, some)) for split, some in data.items()}
         leaks = distributed.on_rank0(audit.probe_audit, entry, data["train"], data["test"], args.allow_leakage)
         audit.show(leaks)
 
@@ -53,13 +55,14 @@ def main(args) -> None:
         # The probe, fitted to the training split and asked about the test split.
         rows = {split: some.numpy() for split, some in found.items()}
         fit = probe.fit_findings if data["train"].multi else probe.fit
-        predict, selected = fit(rows.get("train"), data["train"], args)
-        probabilities = predict(rows["test"])
+        classifier, selected = fit(rows.get("train"), data["train"], args)
+        probabilities = classifier(rows["test"])
+        kept, calibrated = keep(args, probe, classifier, selected, model, data, rows)
 
         # The results, written down and printed.
-        summary = results.summarise(args, data, probabilities, selected, leaks, device)
+        summary = results.summarise(args, data, probabilities, selected, leaks, device, calibrated)
         held.check()
-        results.write_results(out, summary, data, found, probabilities)
+        results.write_results(out, summary, data, found, probabilities, kept)
         results.print_results(summary)
         logger.info(f"results, predictions and plots: {out}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -159,11 +162,26 @@ def extract_features(args, probe, model, entry: dict, data: dict, device, folder
     dtype, found = utils.amp_dtype(args.amp, device), {}
     with signals.StopRequest() as stop:
         for split in probe.splits:
-            some = dataclasses.replace(data[split], fit=view_of(args, probe, data[split]))
+            some, flips = data[split], probe.flips and split == "train"
             pictures = make_pictures(args, entry, split, some)
-            flips = probe.flips and split == "train"
             found[split] = features.extract(model, some, pictures, args, device, dtype, folder / split, stop, flips)
     return found
+
+
+def keep(args, probe, classifier, selected: dict, model, data: dict, rows: dict) -> tuple[Fitted | None, dict | None]:
+    """-> the fitted probe as it is saved, calibrated on the training split, and what results.json says of that.
+
+    Both are None for a probe whose `fit` gives a mere function.
+    """
+    if not classifiers.can_be_saved(classifier):
+        logger.info(f"--probe {args.probe}: has no numbers that could be saved: it can neither be calibrated nor kept")
+        return None, None
+    about = describe(args, model, data["test"], rows["test"].shape[1])
+    fitted = Fitted(classifier, data["test"].classes, args.features, None, about)
+    said = calibration.calibrate(fitted, probe, rows.get("train"), data["train"], args, selected)
+    if fitted.temperature is not None:
+        calibration.add_test(said, fitted, rows["test"], data["test"])
+    return fitted, said
 
 
 def make_pictures(args, entry: dict, split: str, data: datasets.Labelled):

@@ -151,16 +151,27 @@ def output_folder(given: str | None, *names: str) -> Path:
     return Path(given or f"runs/{named}").expanduser().absolute()
 
 
-def make_folder(path: str | Path) -> Path:
-    """Create a folder for a run's output. Raises InputError if that cannot be done."""
+def make_folder(path: str | Path, flag: str = "--output-dir") -> Path:
+    """Create a folder for a run's output, which `flag` asks for. Raises InputError if that cannot be done."""
     path = Path(path).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output-dir {path}: cannot be made: {error.strerror}") from None
+        raise InputError(f"{flag} {path}: cannot be made: {error.strerror}") from None
     if not os.access(path, os.W_OK):
-        raise InputError(f"--output-dir {path}: cannot be written to")
+        raise InputError(f"{flag} {path}: cannot be written to")
     return path
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "pandas", "pillow"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def provenance(args: dict, device: torch.device, world: int) -> dict:
@@ -168,13 +179,6 @@ def provenance(args: dict, device: torch.device, world: int) -> dict:
 
     The commit is None outside of a clone.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": sys.version.split()[0]}
-    for name in ("torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "pandas", "pillow"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-
     here = Path(__file__).parent
 
     def git(*words):
@@ -188,7 +192,7 @@ def provenance(args: dict, device: torch.device, world: int) -> dict:
 
     return {
         "args": args,
-        "versions": versions,
+        "versions": versions(),
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain")),
         "device": device_name(device),

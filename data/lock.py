@@ -243,16 +243,16 @@ def name(owner: dict) -> str:
 
 
 @contextlib.contextmanager
-def output_folder(out: Path):
+def output_folder(out: Path, flag: str = "--output-dir"):
     """Make a run's output folder and hold its Lock: rank 0 does, for all ranks. An empty folder is removed at the end.
 
-    Raises InputError, on all ranks, if another run holds the lock.
+    Raises InputError, which says `flag`, on all ranks, if another run holds the lock.
     """
-    held, made = Lock(out, "--output-dir"), []
+    held, made = Lock(out, flag), []
 
     def take() -> None:
         made.extend(folder for folder in (out, *out.parents) if not os.path.exists(folder))
-        utils.make_folder(out)
+        utils.make_folder(out, flag)
         held.take()
 
     try:

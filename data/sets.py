@@ -1,4 +1,4 @@
-"""What the readers of data sets return: Pairs to train on, or a Labelled set to probe."""
+"""What the readers of data sets return: Pairs to train on, a Labelled set to probe, or Unlabelled images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -101,6 +101,39 @@ class Labelled:
         patients = [self.patients[i] for i in keep] if self.patients else None
         ids, images = [self.ids[i] for i in keep], [self.images[i] for i in keep]
         return replace(self, ids=ids, labels=self.labels[keep], patients=patients, images=images)
+
+
+@dataclass
+class Unlabelled:
+    """N images as a user named them.
+
+    `images` are locations (locations.py) with absolute paths, without the `window` that all are shown with ("40/400",
+    or "" for each file's own). `captions` are "" where an image has none; None: they were not asked for. `missing` are
+    images that are named and not there, in words. `fit` is how an image is made square, see views.whole.
+    """
+
+    ids: Strings
+    images: Strings
+    captions: Strings | None = None
+    missing: list[str] = field(default_factory=list)
+    window: str = ""
+    fit: str = "center"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def path(self, i: int) -> str:
+        """The location of image i, to be read."""
+        return locations.make(self.images[i], window=self.window)
+
+    def __getitem__(self, i: int) -> Picture:
+        return as_picture(read_image(self.path(i)))
+
+    def without(self, broken: set[str]) -> "Unlabelled":
+        """The images whose `path` is not in `broken`."""
+        keep = np.array([self.path(i) not in broken for i in range(len(self))], bool)
+        captions = self.captions and self.captions.take(keep)
+        return replace(self, ids=self.ids.take(keep), images=self.images.take(keep), captions=captions)
 
 
 def named_fit(entry: dict) -> str:

@@ -47,8 +47,11 @@ class Rows:
     splits. Where there is none, a share of the training rows' patients is.
     """
 
-    def __init__(self, entry: dict, split: str, held: tuple[str, ...], share: float, images: bool = True):
-        """Without `images` they are not looked for. Raises InputError: a file or column is not there, a bad split."""
+    def __init__(self, entry: dict, split: str | None, held: tuple[str, ...], share: float, images: bool = True):
+        """`split` None takes all rows. Without `images` they are not looked for.
+
+        Raises InputError: a file or column is not there, a bad split.
+        """
         self.entry, self.split, self.look = entry, split, images
         self.root = os.path.dirname(entry["path"]) if os.path.isfile(entry["path"]) else entry["path"]
         self.inside = os.path.join(self.root, "")  # locations are relative to it
@@ -81,14 +84,14 @@ class Rows:
                 logger.warning(
                     f"entry '{entry['name']}': the column '{entry['split']}' has no effect beside split files"
                 )
-        elif "split" in self.columns:
+        elif split and "split" in self.columns:
             self.known = self.read_splits()
             by_value = next((name for name in held if name in self.known.values()), None)
             self.value = by_value if split != "train" and by_value else "train"
             self.how += f" whose '{self.columns['split']}' is {self.value}"
             by_file = by_value
         share = splits.read_share(entry, share)
-        if not by_file and (share or split != "train"):
+        if split and not by_file and (share or split != "train"):
             self.share, self.held_out = share, splits.Share(share, entry.get("seed", "0"))
 
     def empty(self) -> bool:

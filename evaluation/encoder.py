@@ -4,7 +4,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,8 @@ import utils
 from data import augment, locations, views
 from data.images import as_picture, read_image, to_gray_or_rgb
 from data.tokens import Tokens, from_json, load_tokenizer
+from evaluation.features import weights_crc
+from evaluation.fitted import IMAGE_PARTS, open_fitted
 from options import OBJECTIVES
 from training.saver import BEST, LATEST
 from utils import InputError, one_line
@@ -206,6 +208,36 @@ def ready(model, args: Namespace, path, device, amp, load_tokenizer=None, fit: s
     )  # fmt: skip
 
 
+def open_probed(
+    folder: str | Path, device: torch.device | str = "cpu", amp: str | None = None, weights: str | None = None
+) -> Encoder:
+    """The image tower that the probe in a folder (fitted.py) was fitted to, which shows images as the probe did.
+
+    `weights` is where its checkpoint, or the folder of its run, lies now, if it was moved. Raises InputError if the
+    checkpoint is gone, or if the weights are not those that were probed.
+    """
+    about = open_fitted(folder).about
+    args = Namespace(**about["args"])
+    if weights is not None:
+        args.pretrained = str(checkpoint_of(Path(weights).expanduser()))
+    elif about["from_file"] and not os.path.exists(args.pretrained):
+        raise InputError(
+            f"{args.pretrained}: the checkpoint that {folder} probed is not there any more: say where it is (--weights)"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)  # what has no weights from elsewhere is drawn as main_linear.py drew it
+        model = models.create_model(
+            args.arch, None, args.pretrained, image_size=args.image_size, published=args.published
+        )
+    if (found := weights_crc(model, IMAGE_PARTS)) != about["weights"]:
+        raise InputError(
+            f"{args.pretrained}: not the weights that {folder} probed (crc32 {found}, not {about['weights']}): give "
+            "those, or fit the probe again"
+        )
+    encoder = ready(model, args, args.pretrained, device, amp)
+    return replace(encoder, fit=about["fit"], window=about["window"])
+
+
 def checkpoint_of(run: Path) -> Path:
     """A checkpoint, or of a run's folder its best one, else its latest. Raises InputError."""
     if not run.is_dir():
@@ -229,8 +261,7 @@ def read_export(folder: Path) -> tuple[dict, Path, dict]:
                 f"{folder}: an export to {known['format']}, which other programs open: give the run, or another export"
             )
         saved = {**known["args"], **opened}
-        if saved.get("tokenizer"):
-            saved["tokenizer"] = str(folder / saved["tokenizer"])
+        saved |= {name: str(folder / opened[name]) for name in ("tokenizer", "text_model") if name in opened}
         weights = folder / opened["weights"]
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
@@ -240,7 +271,9 @@ def read_export(folder: Path) -> tuple[dict, Path, dict]:
 
 
 def open_tokenizer(args: Namespace, kept: str | None):
-    """The tokenizer of a run: its own (`kept` with the checkpoint, or beside an export), or that of its text model."""
+    """The tokenizer of a run: its own (beside an export, or `kept` with the checkpoint), or that of its text model."""
+    if getattr(args, "tokenizer", None):
+        return load_tokenizer(args.tokenizer)
     if models.brings_text(args.published):
         return models.own_tokenizer(args.arch, args.published, kept)[0]
-    return from_json(kept) if kept else load_tokenizer(getattr(args, "tokenizer", None) or args.text_model)
+    return from_json(kept) if kept else load_tokenizer(args.text_model)

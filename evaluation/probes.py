@@ -13,11 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import models
+from evaluation.classifiers import Findings, Linear, NearestNeighbours, StandardisedLinear, TwoLinear, neighbours
 from options import PROBES
 from utils import InputError, logger, resolve
 
@@ -37,6 +37,7 @@ class Probe:
     splits = ("train", "test")  # those whose features it needs; without "train", `fit` is given None for them
     takes_findings = True  # whether it can be fitted to multi-label sets
     multi = False  # whether the set that it is chosen for is multi-label
+    calibration_folds = 1  # of five: each takes as long as four fifths of `refit` of all
 
     def make_model(self, args, contents: dict | None, path: str | None, classes: list[str]):
         """-> models.MedSLIP with the weights of a checkpoint, and the names of the parts that it has weights for.
@@ -53,7 +54,10 @@ class Probe:
 
     def fit(self, rows: np.ndarray, data, args):
         """From the training split (datasets.Labelled) and its features (N, D) float32 -> a function from the features
-        of unseen images (M, D) to probabilities (M, K), and a dict of what was selected."""
+        of unseen images (M, D) to probabilities (M, K), and a dict of what was selected.
+
+        A function that is one of classifiers.KINDS is calibrated, and saved with the results.
+        """
         raise NotImplementedError
 
     def fit_findings(self, rows: np.ndarray, data, args):
@@ -64,12 +68,7 @@ class Probe:
         """
         fitted, selected = {}, {}
         for k in findings_to_fit(data):
-            known = np.flatnonzero(np.isfinite(data.labels[:, k]))
-            some = dataclasses.replace(
-                data, ids=[data.ids[i] for i in known], labels=data.labels[known, k].astype(np.int64),
-                classes=["absent", "present"], patients=data.patients and [data.patients[i] for i in known],
-                images=[data.images[i] for i in known],
-            )  # fmt: skip
+            known, some = one_finding(data, k)
             try:
                 fitted[k], selected[data.classes[k]] = self.fit(rows[known], some, args)
             except InputError as error:
@@ -78,24 +77,52 @@ class Probe:
             logger.info(f"{data.classes[k]}: {selected[data.classes[k]]}")
         if not fitted:
             raise InputError(f"--probe {args.probe}: no finding of --dataset {args.dataset} has cases enough for it")
+        return Findings(fitted, len(data.classes)), {"findings": selected}
 
-        def predict(unseen):
-            probabilities = np.full((len(unseen), len(data.classes)), np.nan)
-            for k, one in fitted.items():
-                probabilities[:, k] = one(unseen)[:, 1]
-            return probabilities
+    def refit(self, rows: np.ndarray, data, args, selected: dict):
+        """The function of `fit` for a part of the training split, with what was `selected` on all of it; a probe that
+        selects nothing is fitted as it is."""
+        return self.fit(rows, data, args)[0]
 
-        return predict, {"findings": selected}
+    def refit_findings(self, rows: np.ndarray, data, args, selected: dict) -> Findings:
+        """`refit` for a part of a multi-label split; without the findings that are of one kind in it."""
+        fitted, each = {}, selected["findings"]
+        for k in np.flatnonzero(kinds(data).all(axis=0)):
+            if data.classes[k] in each:
+                known, some = one_finding(data, k)
+                fitted[int(k)] = self.refit(rows[known], some, args, each[data.classes[k]])
+        return Findings(fitted, len(data.classes))
+
+
+def take(data, keep: np.ndarray):
+    """The cases `keep` (n,) of datasets.Labelled."""
+    patients = [data.patients[i] for i in keep] if data.patients else None
+    images = torch.utils.data.Subset(data.images, keep.tolist())  # none of which is read
+    return dataclasses.replace(
+        data, ids=[data.ids[i] for i in keep], labels=data.labels[keep], patients=patients, images=images
+    )
+
+
+def one_finding(data, k: int):
+    """-> the cases of a multi-label set in which finding k is known, (n,), and these as a set of two classes."""
+    known = np.flatnonzero(np.isfinite(data.labels[:, k]))
+    labels = data.labels[known, k].astype(np.int64)
+    return known, dataclasses.replace(take(data, known), labels=labels, classes=["absent", "present"])
+
+
+def kinds(data) -> np.ndarray:
+    """Whether each finding of a multi-label set is absent in some case, and present in some: (2, K) bool."""
+    return np.stack([(data.labels == value).any(axis=0) for value in (0, 1)])
 
 
 def findings_to_fit(data) -> list[int]:
     """The findings of a multi-label set that are present in some case and absent in another; the others are logged."""
-    kinds = np.stack([(data.labels == value).any(axis=0) for value in (0, 1)])
-    for name, (absent, present) in zip(data.classes, kinds.T, strict=True):
+    found = kinds(data)
+    for name, (absent, present) in zip(data.classes, found.T, strict=True):
         if not (absent and present):
             lacks = "positive" if absent else "negative" if present else "known"
             logger.warning(f"{name}: no probe, N/A: the training split has no {lacks} case")
-    return list(np.flatnonzero(kinds.all(axis=0)))
+    return np.flatnonzero(found.all(axis=0)).tolist()
 
 
 def named(name: str) -> Probe:
@@ -145,28 +172,19 @@ def make_folds(data, args) -> list[tuple[np.ndarray, np.ndarray]]:
     raise InputError(f"--dataset {args.dataset}: its patients cannot be dealt into folds that hold every class")
 
 
-def all_classes(model, classes):
-    """The function from features to probabilities of a fitted scikit-learn model: 0 for a class it was not given."""
-
-    def predict(unseen):
-        probabilities = np.zeros((len(unseen), len(classes)))
-        probabilities[:, model.classes_] = model.predict_proba(unseen.astype(np.float64))
-        return probabilities
-
-    return predict
-
-
-def fit_plain(rows: np.ndarray, data, penalty: float):
-    """The logistic probe with a given C -> the function from features to probabilities."""
+def fit_plain(rows: np.ndarray, data, penalty: float) -> StandardisedLinear:
+    """The logistic probe with a given C."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows.astype(np.float64), data.labels)
-    return all_classes(model, data.classes)
+    return StandardisedLinear.of(model, len(data.classes))
 
 
 class Logistic(Probe):
     """Logistic regression on standardised features; C has the least log loss over `make_folds`."""
+
+    calibration_folds = 5
 
     def fit(self, rows: np.ndarray, data, args):
         cv = make_folds(data, args)
@@ -182,19 +200,21 @@ class Logistic(Probe):
         if chosen in (GRID[0], GRID[-1]):
             logger.warning(f"the chosen C, {chosen:g}, is at an end of the grid: one beyond it may do better")
         selected = {"C": chosen, "folds": len(cv), "cv_log_loss": -float(search.best_score_)}
-        return all_classes(search, data.classes), selected
+        return StandardisedLinear.of(search.best_estimator_, len(data.classes)), selected
+
+    def refit(self, rows: np.ndarray, data, args, selected: dict):
+        return fit_plain(rows, data, selected["C"])
 
 
 class Neighbours(Probe):
     """The k nearest training images by cosine similarity, each with a vote of weight exp(similarity / 0.07) (Wu et al.,
     CVPR 2018; facebookresearch/dinov2, eval/knn.py); k has the highest macro AUROC over `make_folds`."""
 
+    calibration_folds = 5
+
     def fit(self, rows: np.ndarray, data, args):
         cv = make_folds(data, args)
         fewest = min(len(train) for train, _ in cv)
-
-        def votes(distances):
-            return np.exp(-distances / 0.07)  # cosine distance is 1 - similarity: the factor exp(1 / 0.07) cancels
 
         def macro_auroc(model, unseen, labels):
             probabilities = model.predict_proba(unseen)
@@ -202,13 +222,20 @@ class Neighbours(Probe):
             return float(np.mean(each))
 
         search = GridSearchCV(
-            KNeighborsClassifier(metric="cosine", algorithm="brute", weights=votes),
-            {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv, error_score="raise",
+            neighbours(), {"n_neighbors": [k for k in NEIGHBOURS if k <= fewest]}, scoring=macro_auroc, cv=cv,
+            error_score="raise", refit=False,
         )  # fmt: skip
         search.fit(rows.astype(np.float64), data.labels)
         chosen = int(search.best_params_["n_neighbors"])
         selected = {"k": chosen, "folds": len(cv), "cv_auroc": float(search.best_score_)}
-        return all_classes(search, data.classes), selected
+        return keep_neighbours(rows, data, chosen), selected
+
+    def refit(self, rows: np.ndarray, data, args, selected: dict):
+        return keep_neighbours(rows, data, min(selected["k"], len(rows)))
+
+
+def keep_neighbours(rows: np.ndarray, data, k: int) -> NearestNeighbours:
+    return NearestNeighbours(torch.from_numpy(rows), torch.from_numpy(data.labels).long(), k, len(data.classes))
 
 
 class SGD(Probe):
@@ -221,21 +248,19 @@ class SGD(Probe):
     def fit(self, table: np.ndarray, data, args):
         labels = torch.from_numpy(data.labels).long()
         classifier, selected = self.train(table, labels, len(data.classes), F.cross_entropy, args)
-        return softmax_of(classifier), selected
+        return linear(classifier, np.arange(len(data.classes)), len(data.classes)), selected
 
     def fit_findings(self, table: np.ndarray, data, args):
         """All findings at once. Their losses are added, so that each takes the steps it would take alone."""
-        fitted = findings_to_fit(data)
+        return self.train_findings(table, data, findings_to_fit(data), args)
+
+    def refit_findings(self, table: np.ndarray, data, args, selected: dict):
+        return self.train_findings(table, data, np.flatnonzero(kinds(data).all(axis=0)), args)[0]
+
+    def train_findings(self, table: np.ndarray, data, fitted, args):
         labels = torch.from_numpy(data.labels[:, fitted])
         classifier, selected = self.train(table, labels, len(fitted), known_cross_entropy, args)
-
-        @torch.no_grad()
-        def predict(unseen):
-            probabilities = np.full((len(unseen), len(data.classes)), np.nan)
-            probabilities[:, fitted] = torch.sigmoid(classifier(torch.from_numpy(unseen)).double()).numpy()
-            return probabilities
-
-        return predict, selected
+        return linear(classifier, fitted, len(data.classes), multi=True), selected
 
     def train(self, table: np.ndarray, labels: torch.Tensor, outputs: int, loss, args):
         """-> the classifier, and the settings that it was trained with."""
@@ -257,6 +282,10 @@ class SGD(Probe):
                 loss(classifier(rows[batch]), labels[batch]).backward()
                 optimizer.step()
         return classifier, {"epochs": epochs, "lr": lr, "momentum": momentum, "wd": decay}
+
+
+def linear(layer: torch.nn.Linear, columns, count: int, multi: bool = False) -> Linear:
+    return Linear(layer.weight.detach(), layer.bias.detach(), torch.as_tensor(columns), count, multi)
 
 
 def known_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -296,20 +325,11 @@ class PublishedRecipe(Probe):
             "label": "medslip recipe", "epochs": epochs, "batch_size": batch, "lr": peak,
             "restart_every_steps": restart, "flip_chance": FLIP_CHANCE,
         }  # fmt: skip
-        return softmax_of(head), selected
+        parts = (x.detach() for layer in head for x in (layer.weight, layer.bias))
+        return TwoLinear(*parts), selected
 
 
 def draw_flips(n: int, epoch: int, seed: int) -> torch.Tensor:
     """Which of features.FLIPS each of n images is shown in during an epoch: (n,) int64."""
     left_right, upside_down = np.random.default_rng((seed, epoch)).random((2, n)) < FLIP_CHANCE
     return torch.from_numpy(left_right + 2 * upside_down).long()
-
-
-def softmax_of(head: torch.nn.Module):
-    """The function from features to probabilities of a trained head."""
-
-    @torch.no_grad()
-    def predict(unseen):
-        return F.softmax(head(torch.from_numpy(unseen)).double(), dim=1).numpy()
-
-    return predict

@@ -11,17 +11,20 @@ import torch
 import distributed
 import utils
 from evaluation import metrics
+from evaluation.fitted import FILE, Fitted, save_fitted
 from utils import logger
 
-HARDEST = 12  # test cases that results.json names
+CASES = 12  # that results.json names, of the hardest and of the easiest
 COLUMNS = ("Model", "AUROC", "F1-Score", "Precision", "Recall", "Precision (Malignant)", "Recall (Malignant)")
 
 
-def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks: dict, device) -> dict:
+def summarise(
+    args, data: dict, probabilities: np.ndarray, selected: dict, leaks: dict, device, calibration: dict | None = None
+) -> dict:
     """The contents of results.json.
 
     `data` are the splits "train" and "test" (datasets.Labelled), `probabilities` (N, K) those of the N test cases,
-    `selected` what the probe chose, `leaks` what audit.probe_audit found.
+    `selected` what the probe chose, `leaks` what audit.probe_audit found, `calibration` what calibration.py says.
     """
     train, test = data["train"], data["test"]
     without_probe = np.isnan(probabilities).all(axis=0) & test.multi
@@ -36,7 +39,11 @@ def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks
     }
     return {
         "dataset": args.dataset,
-        "encoder": {"arch": args.arch, "pretrained": args.pretrained, "features": args.features, "name": name},
+        "encoder": {
+            **{one: getattr(args, one) for one in ("arch", "pretrained", "features")},
+            "fit": test.fit,
+            "name": name,
+        },
         "n_train": len(train),
         "n_test": len(test),
         "classes": test.classes,
@@ -44,9 +51,10 @@ def summarise(args, data: dict, probabilities: np.ndarray, selected: dict, leaks
         **report,
         "ci95": metrics.bootstrap_intervals(test.labels, probabilities, test.classes, test.patients, seed=args.seed),
         "selected": {"probe": args.probe, **selected},
+        "calibration": calibration,
         "audit": leaks,
         "data": {split: fingerprint(some) for split, some in data.items()},
-        **({} if test.multi else {"hardest": hardest(test, probabilities)}),
+        **({} if test.multi else extremes(test, probabilities)),
         "run": utils.provenance(vars(args), device, distributed.world_size()),
     }
 
@@ -61,11 +69,13 @@ def fingerprint(data) -> dict:
     return {"images": len(data), "sha256": hashlib.sha256(rows.encode()).hexdigest(), **data.notes}
 
 
-def hardest(test, probabilities: np.ndarray) -> list[dict]:
-    """The test cases whose own class was given the least probability, the least first."""
+def extremes(test, probabilities: np.ndarray) -> dict[str, list[dict]]:
+    """The test cases whose own class was given the least probability (`hardest`, the least first) and the most
+    (`easiest`, the most first)."""
     own = probabilities[np.arange(len(test)), test.labels]
-    return [
-        {
+
+    def case(i: int) -> dict:
+        return {
             "id": test.ids[i],
             "patient": test.patients[i] if test.patients else "",
             "label": test.classes[test.labels[i]],
@@ -73,14 +83,18 @@ def hardest(test, probabilities: np.ndarray) -> list[dict]:
             "p_label": float(own[i]),
             "path": test.images[i] if isinstance(test.images[i], str) else "",
         }
-        for i in np.argsort(own, kind="stable")[:HARDEST]
-    ]
+
+    order = {"hardest": own, "easiest": -own}
+    return {name: [case(i) for i in np.argsort(by, kind="stable")[:CASES]] for name, by in order.items()}
 
 
-def write_results(out: Path, summary: dict, data: dict, found: dict, probabilities: np.ndarray) -> None:
+def write_results(
+    out: Path, summary: dict, data: dict, found: dict, probabilities: np.ndarray, fitted: Fitted | None = None
+) -> None:
     """Write every file, results.json last: where it is, the others are whole. Raises InputError for a full disk.
 
-    `found` are the features of each split that the probe asked for.
+    `found` are the features of each split that the probe asked for. Without a `fitted` probe none is left that an
+    earlier run saved.
     """
     from tools.plots import plot_confusion, plot_roc
 
@@ -95,6 +109,10 @@ def write_results(out: Path, summary: dict, data: dict, found: dict, probabiliti
         for split, rows in found.items()
     }  # fmt: skip
     utils.save_tensors({**kept, "classes": test.classes}, out / "features.pt")
+    if fitted is None:
+        (out / FILE).unlink(missing_ok=True)
+    else:
+        save_fitted(fitted, out)
     title = f"{summary['dataset']}: {summary['encoder']['name']}"
     plot_roc(out / "roc.png", test.labels, probabilities, test.classes, title)
     if not test.multi:

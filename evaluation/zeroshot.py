@@ -3,7 +3,6 @@
 import json
 import re
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -11,6 +10,7 @@ import checkpoints
 import models
 import utils
 from data.tokens import Tokens, from_json, load_tokenizer
+from evaluation.classifiers import Cosine
 from evaluation.probes import Probe
 from options import OBJECTIVES
 from utils import InputError
@@ -58,24 +58,13 @@ class ZeroShot(Probe):
     def fit(self, rows: None, data, args):
         """Nothing is fitted: the classes' embeddings are those of their prompts."""
         classes, selected = self.embed(args)
-
-        def predict(unseen: np.ndarray) -> np.ndarray:
-            similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ classes.T
-            return F.softmax(selected["logit_scale"] * similarity.double(), dim=1).numpy()
-
-        return predict, selected
+        return Cosine(classes, selected["logit_scale"], False), selected
 
     def fit_findings(self, rows: None, data, args):
         """A finding's prompts against those of its absence: a softmax over the two, as CheXzero has it (Tiu et al.,
         Nature Biomedical Engineering 2022)."""
         kinds, selected = self.embed(args)  # (2K, D)
-
-        def predict(unseen: np.ndarray) -> np.ndarray:
-            similarity = F.normalize(torch.from_numpy(unseen), dim=-1) @ kinds.T
-            pairs = similarity.double().unflatten(1, (-1, 2))
-            return F.softmax(selected["logit_scale"] * pairs, dim=2)[:, :, 1].numpy()
-
-        return predict, selected
+        return Cosine(kinds, selected["logit_scale"], True), selected
 
     @torch.no_grad()
     def embed(self, args) -> tuple[torch.Tensor, dict]:

@@ -103,6 +103,8 @@ def test_a_data_set_type_and_a_probe(project):
         assert (results["n_train"], results["n_test"], results["classes"]) == (24, 12, ["bright", "dark"])
         assert results["audit"]["patients_in_both"] == 0
     assert nearest["selected"]["probe"] == "nearest_mean" and nearest["macro"]["auroc"] > 0.5
+    saved = [(project / "runs" / run / "probe.safetensors").exists() for run in ("mine", "nearest")]
+    assert saved == [True, False] and plain["calibration"]["temperature"] > 0 and nearest["calibration"] is None
 
 
 def test_an_objective(project):
