@@ -209,8 +209,9 @@ def ready(model, args: Namespace, path, device, amp, load_tokenizer=None, fit: s
 
 
 def open_probed(
-    folder: str | Path, device: torch.device | str = "cpu", amp: str | None = None, weights: str | None = None
-) -> Encoder:
+    folder: str | os.PathLike, device: torch.device | str | None = "cpu", amp: str | None = None,
+    weights: str | None = None,
+) -> Encoder:  # fmt: skip
     """The image tower that the probe in a folder (fitted.py) was fitted to, which shows images as the probe did.
 
     `weights` is where its checkpoint, or the folder of its run, lies now, if it was moved. Raises InputError if the

@@ -108,7 +108,7 @@ def save_fitted(fitted: Fitted, folder: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}): make room, then try again") from None
 
 
-def open_fitted(folder: str | Path) -> Fitted:
+def open_fitted(folder: str | os.PathLike) -> Fitted:
     """The probe that main_linear.py left in a folder. Raises InputError if there is none, or its file is damaged."""
     path = Path(folder).expanduser() / FILE
     if not path.is_file():

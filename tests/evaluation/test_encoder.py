@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from tiny_run import CAPTIONS, make_run
 
 import main_linear
+import medslip
 import options
 import utils
 from conftest import picture, run_cli
@@ -21,7 +23,6 @@ from data.tokens import Tokens
 from dicom_files import write_dicom
 from evaluation import retrieval
 from evaluation.encoder import EXPORT, InputError, open_encoder, similarity
-from tools import export
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,8 @@ def test_a_run_a_checkpoint_and_an_export_are_the_same_model(run, encoder, files
     save_file(state, folder / "model.safetensors")
     encoder.tokenizer.save_pretrained(folder / "words")
     opened = {"weights": "model.safetensors", "tokenizer": "words"}
-    utils.write_json(folder / EXPORT, export.describe("plain", encoder, opened, {}))
+    known = {"format": "plain", "args": vars(encoder.args), "open": opened}
+    utils.write_json(folder / EXPORT, known)
     images, texts = encoder.encode_image(files), encoder.encode_text(CAPTIONS)
     assert images.shape == (6, 512) == (6, encoder.embed_dim) and texts.shape == (4, 512) and images.std() > 0.01
     assert (
@@ -66,7 +68,7 @@ def test_a_run_a_checkpoint_and_an_export_are_the_same_model(run, encoder, files
         assert torch.equal(other.encode_image(files), images) and torch.equal(other.encode_text(CAPTIONS), texts)
     assert not torch.equal(open_encoder(tmp_path / "run" / "checkpoint.pt").encode_image(files), images)
     assert not hasattr(open_encoder(run, text=False).model, "text_encoder")
-    utils.write_json(folder / EXPORT, export.describe("onnx", encoder, None, {}))
+    utils.write_json(folder / EXPORT, {**known, "format": "onnx", "open": None})
     with pytest.raises(InputError, match="an export to onnx, which other programs open"):
         open_encoder(folder)
 
@@ -82,6 +84,10 @@ def test_images_are_seen_as_the_probe_sees_them(run, encoder, folders, tmp_path,
     paths = [folders.parent / "folders" / "val" / one.removeprefix("val/") for one in kept["ids"]]
     asked = replace(encoder, fit="center256")  # as the type imagefolder has it
     assert len(paths) == 12 and torch.equal(asked.encode_image(paths, batch_size=5), kept["features"])
+    loaded = medslip.load_probe(tmp_path / "out", device="cpu")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert loaded.classes == ["bright", "dark"]
+    assert np.array_equal(loaded.predict(paths, batch_size=5), table[["p_bright", "p_dark"]].to_numpy())
 
 
 def test_pairs_are_embedded_as_the_validation_embeds_them(encoder, files):
