@@ -145,13 +145,16 @@ if __name__ == "__main__":
     import data.shards
     import data.tables  # noqa: F401
     import tools.doctor
-    import tools.plots  # noqa: F401
+    import tools.plots
+    import tools.search  # noqa: F401
     import towers.swin
     import towers.text
     import towers.timm_encoders  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import run_with_submitit  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import faiss  # noqa: F401
 
     gc.freeze()
     request = serve()

@@ -1,23 +1,20 @@
 """The sections as a page of text, or as one HTML page with examples and their views as the encoder sees them."""
 
-import base64
-import io
 import textwrap
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 import main_linear
 from data import augment, images, views
 from data.sets import Pairs
 from evaluation import probes
+from tools import pages
 from tools.checks.section import FAULT, NOTE, Example, Section
 from tools.checks.subject import Subject
 from utils import InputError
 
-HERE = Path(__file__).parent
 LISTED = 1000  # names in a list of the page
 WIDTH = 120
 
@@ -41,13 +38,6 @@ def summary(sections: list[Section]) -> str:
 
 
 def as_html(command: str, sections: list[Section], subject: Subject, args) -> str:
-    environment = Environment(
-        loader=FileSystemLoader([HERE, HERE.parent / "report_page"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     views_of = Views(subject, args)
 
     def drawn(example: Example) -> dict:
@@ -63,7 +53,7 @@ def as_html(command: str, sections: list[Section], subject: Subject, args) -> st
         }
         for section in sections
     ]
-    page = environment.get_template("page.html.j2")
+    page = pages.environment(Path(__file__).parent).get_template("page.html.j2")
     return page.render(command=command, summary=summary(sections), sections=contents, views=views_of.words)
 
 
@@ -99,14 +89,6 @@ class Views:
             batch = dataset.__getitems__([number])
         made = augment.make_views(batch, (0.0,) * 3, (1.0,) * 3, batch["order"].device)
         pixels = [(view[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for view in made]
-        found["picture"] = data_uri(Image.fromarray(picture.levels[0]), 200)
-        found["views"] = [data_uri(Image.fromarray(one), 112) for one in pixels]
+        found["picture"] = pages.data_uri(Image.fromarray(picture.levels[0]), 200)
+        found["views"] = [pages.data_uri(Image.fromarray(one), 112) for one in pixels]
         return found
-
-
-def data_uri(image: Image.Image, side: int) -> str:
-    image = image.copy()
-    image.thumbnail((side, side))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
