@@ -5,6 +5,7 @@ import re
 import nbformat
 from conftest import REPOSITORY
 from nbclient import NotebookClient
+from scripts import HANG
 
 NOTEBOOK = REPOSITORY / "docs" / "notebook.ipynb"
 
@@ -20,7 +21,8 @@ def test_the_notebook_runs_as_it_is_shown():
     assert len(shown.cells) == 10 and NOTEBOOK.stat().st_size < 200_000
     assert not re.search(r"/tmp/|/home/|/work/", NOTEBOOK.read_text())  # no path of the machine it was run on
     done = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(done, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    at = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    NotebookClient(done, kernel_name="python3", startup_timeout=HANG, resources=at).execute()
     numbers = r"\d+\.\d+"
     assert re.sub(numbers, "0", printed(done)) == re.sub(numbers, "0", printed(shown))
     zero_shot, frequent, probe = (float(one) for one in re.findall(r"(?:accuracy|class) ([\d.]+)", printed(done)))

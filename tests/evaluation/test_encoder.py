@@ -87,7 +87,9 @@ def test_images_are_seen_as_the_probe_sees_them(run, encoder, folders, tmp_path,
     loaded = medslip.load_probe(tmp_path / "out", device="cpu")
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert loaded.classes == ["bright", "dark"]
-    assert np.array_equal(loaded.predict(paths, batch_size=5), table[["p_bright", "p_dark"]].to_numpy())
+    rows = kept["features"].numpy()
+    assert np.array_equal(loaded.fitted(rows), table[["p_bright", "p_dark"]].to_numpy())
+    assert np.array_equal(loaded.predict(paths, batch_size=5), loaded.fitted.calibrated(rows))
 
 
 def test_pairs_are_embedded_as_the_validation_embeds_them(encoder, files):
