@@ -2,7 +2,7 @@
 
 Each has the same methods:
 
-    scalars(step, values, at)   # {name: float} of a step, in order of the steps; `at` is the time, in seconds since 1970
+    scalars(step, values, at)   # {name: float} of a step, in order of the steps; `at` is in seconds since 1970
     images(step, name, pixels)  # (H, W, 3) uint8
     close(code)                 # the run's exit code: 0, utils.EXIT_INTERRUPTED, or 1 for an error
 

@@ -107,7 +107,7 @@ class Record(logging.Handler):
         self.counted += 1
         if not self.active or number % self.args.log_every:
             return
-        seconds, waited = (now - before for now, before in zip(mark, self.since, strict=True))
+        seconds, waited = max(mark[0] - self.since[0], 1e-9), mark[1] - self.since[1]
         line = {"epoch": found.epoch, "step": number, "lr": found.lr}
         line |= {name.replace(" ", "_"): value for name, value in found.numbers.items()}
         line |= {"samples_per_s": self.counted * self.global_batch / seconds, "data_wait": waited / seconds}
