@@ -32,31 +32,43 @@ CLOSING, LEAVING = 60.0, 10.0  # seconds that loggers have to send what waits, a
 STAMP = "%Y-%m-%dT%H:%M:%S%z"
 
 
-class Record(logging.Handler):
-    """A context manager. From its start it keeps the warnings of all loggers; after `begin` it writes.
+class Warnings(logging.Handler):
+    """Hands what Python's loggers warn of to `say(level, text)`; not in a loader's worker, which inherits it."""
+
+    def __init__(self, say):
+        super().__init__(logging.WARNING)
+        self.say, self.process = say, os.getpid()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):
+            if os.getpid() == self.process:
+                self.say(record.levelname, record.getMessage())
+
+
+class Record:
+    """A context manager. From its start it keeps warnings; after `begin` it writes.
 
     Call `take` for the batches of each step, `mark` after it, and `epoch` with each record of log.txt.
     """
 
     def __init__(self, args, out: Path):
-        super().__init__(logging.WARNING)
         self.args, self.out, self.active = args, out, distributed.rank() == 0 and not args.evaluate
         self.warnings = Relay("warnings.txt", lambda: out / "warnings.txt")
         self.steps, self.loggers = Relay("steps.txt", lambda: Log(out / "steps.txt")), []
-        self.process = os.getpid()  # a loader's worker inherits this handler
+        self.handler = Warnings(self.say)
         self.done, self.mean_std = 0, None  # of the pixels, while the views have not been shown
         self.waited, self.marks = 0.0, deque()  # seconds waited for batches; (time, `waited`) of steps not yet read
 
     def __enter__(self):
         distributed.on_rank0(loggers.import_asked, self.args)
         if self.active:
-            logging.getLogger().addHandler(self)
+            logging.getLogger().addHandler(self.handler)
         return self
 
     def __exit__(self, kind, error, trace):
-        logging.getLogger().removeHandler(self)
+        logging.getLogger().removeHandler(self.handler)
         if kind is not None:
-            self.say("INTERRUPTED" if kind is Interrupted else "ERROR", str(error) or kind.__name__)
+            self.say("INTERRUPTED" if kind is Interrupted else "FAILED", str(error) or kind.__name__)
         self.close(0 if kind is None else EXIT_INTERRUPTED if kind is Interrupted else 1)
         relay.close([self.warnings], lambda _: None, DRAIN)
 
@@ -68,19 +80,28 @@ class Record(logging.Handler):
             return
         self.warnings.start()
         self.steps.start()
-        picture = self.out / "views.png"
-        lines = read_lines(self.out / "steps.txt") + read_lines(self.out / "log.txt")
-        lines = sorted((line for line in lines if isinstance(line.get("step"), int)), key=lambda line: line["step"])
         for name, make in loggers.LOGGERS.items():
             if getattr(self.args, name):
                 self.loggers.append(Relay(f"--{name}", lambda make=make: make(self.out, self.args, done > 0)))
                 self.loggers[-1].start()
+        picture = self.out / "views.png"
+        if self.loggers and done:
+            self.send_again(picture)
         if self.loggers and not (done and picture.exists()):
             self.mean_std = update.mean_std
-        elif self.loggers:
-            self.send(lambda one: one.images(0, "views", np.asarray(Image.open(picture))))
-        for line in lines if done else ():
-            self.send_scalars(line)
+
+    def send_again(self, picture: Path) -> None:
+        """Send the loggers what the files have."""
+        lines = read_lines(self.out / "steps.txt") + read_lines(self.out / "log.txt")
+        lines = sorted((line for line in lines if isinstance(line.get("step"), int)), key=lambda line: line["step"])
+
+        def send(one) -> None:
+            if picture.exists():
+                one.images(0, "views", np.asarray(Image.open(picture)))
+            for line in lines:
+                one.scalars(*scalars_of(line))
+
+        self.send(send)
 
     # Called by the training
 
@@ -117,10 +138,10 @@ class Record(logging.Handler):
         line["time"] = round(time.time(), 3)
         self.since, self.counted = mark, 0
         self.steps.send(lambda file: file.write(line))
-        self.send_scalars(line)
+        self.send(lambda one: one.scalars(*scalars_of(line)))
 
     def epoch(self, record: dict) -> None:
-        self.send_scalars(record)
+        self.send(lambda one: one.scalars(*scalars_of(record)))
 
     def drain(self) -> None:
         """Before a save: the steps that it counts as done have their lines."""
@@ -138,17 +159,6 @@ class Record(logging.Handler):
         for one in self.loggers:
             one.send(call)
 
-    def send_scalars(self, line: dict) -> None:
-        """Send a line of steps.txt or log.txt; the names of the former's figures are put under "step/"."""
-        at, number = line.get("time") or time.time(), line["step"]
-        prefix, left_out = ("step/", ("step", "time", "epoch")) if "time" in line else ("", ("step",))
-        values = {
-            prefix + name: float(value)
-            for name, value in line.items()
-            if name not in left_out and isinstance(value, int | float)
-        }
-        self.send(lambda one: one.scalars(number, values, at))
-
     def show_views(self, batch: dict) -> None:
         """Draw the views of a batch's first samples as the loss sees them: views.png, a row a sample."""
         mean_std, self.mean_std = self.mean_std, None
@@ -161,11 +171,6 @@ class Record(logging.Handler):
             return
         self.send(lambda one: one.images(self.done, "views", pixels))
 
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):
-            if os.getpid() == self.process:
-                self.say(record.levelname, record.getMessage())
-
     def say(self, level: str, text: str) -> None:
         """Add a line to warnings.txt: the time, the level, the text."""
         line = f"{time.strftime(STAMP)} {level} {' '.join(text.split())}\n"
@@ -175,6 +180,18 @@ class Record(logging.Handler):
                 file.write(line)
 
         self.warnings.send(add)
+
+
+def scalars_of(line: dict) -> tuple[int, dict[str, float], float]:
+    """A line of steps.txt or log.txt as a logger's `scalars` takes it: the former's names are put under "step/"."""
+    of_step = "time" in line
+    prefix, left_out = ("step/", ("step", "time", "epoch")) if of_step else ("", ("step",))
+    values = {
+        prefix + name: float(value)
+        for name, value in line.items()
+        if name not in left_out and isinstance(value, int | float)
+    }
+    return line["step"], values, line["time"] if of_step else time.time()
 
 
 def views_picture(batch: dict, mean, std) -> np.ndarray:

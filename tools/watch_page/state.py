@@ -19,6 +19,7 @@ from utils import InputError
 POINTS = 400  # of a curve over steps; longer ones are shown as means of neighbours
 WARNINGS = 20
 RECENT = 20  # lines of steps.txt, by which the time left is estimated
+ENDS = {"INTERRUPTED": "interrupted", "FAILED": "failed"}  # what Record writes, in place of a level
 NOT_CURVES = ("epoch", "step", "time", "seconds", "val_pairs")
 
 
@@ -60,8 +61,8 @@ def state_of(begun: bool, owner: dict, finished: bool, warnings: list[dict], sta
         return "waiting"
     if finished:
         return "finished"
-    last = [line["level"] for line in warnings if line["at"] >= started]
-    return {"INTERRUPTED": "interrupted", "ERROR": "failed"}.get(last[-1] if last else None, "gone")
+    last = [line["level"] for line in warnings if line["at"] >= started and line["level"] in ENDS]
+    return ENDS[last[-1]] if last else "gone"
 
 
 def read_config(folder: Path) -> dict:
