@@ -150,7 +150,9 @@ class Record:
     def close(self, code: int) -> None:
         """End the loggers and steps.txt."""
         relay.close(self.loggers, lambda one: one.close(code), LEAVING if code else CLOSING)
-        relay.close([self.steps], lambda file: file.close(), DRAIN)
+        if any(one.left_out for one in self.loggers):
+            distributed.skip_exit_hooks()  # its library may still wait for its server there
+        relay.close([self.steps], lambda file: file.flush(), DRAIN)
         self.loggers, self.active = [], False
 
     # To the threads

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import distributed
 from utils import logger, one_line
 
 WAITING = 10_000  # calls that may wait before their object is taken to hang
@@ -60,7 +59,7 @@ class Relay:
 def close(relays: list[Relay], call: Callable, seconds: float) -> None:
     """Send a last call to each of the relays that was started, and wait for their ends, no longer than so many seconds.
 
-    If one has been left out or is not done by then, the process will end without the exit hooks of the libraries.
+    One that is not done by then is left out.
     """
     started, deadline = [relay for relay in relays if relay.thread.ident is not None], time.monotonic() + seconds
     for relay in started:
@@ -71,5 +70,3 @@ def close(relays: list[Relay], call: Callable, seconds: float) -> None:
             relay.thread.join(max(0.0, deadline - time.monotonic()))
             if relay.thread.is_alive():
                 relay.leave_out(f"it was not done within {seconds:.0f} s")
-    if any(relay.left_out for relay in started):
-        distributed.skip_exit_hooks()
