@@ -191,6 +191,11 @@ def avoid_finalising() -> None:
         end_now(exit_code)
 
 
+def skip_exit_hooks() -> None:
+    """Let the process end without the exit hooks that are registered by now: one of a library may hang."""
+    atexit.register(lambda: end_now(exit_code))
+
+
 def run_script(main, args) -> None:
     """Call `main(args)`, then leave the process group and exit.
 
@@ -211,20 +216,22 @@ def run_script(main, args) -> None:
     except SystemExit as stop:  # the launcher's, for a requeue
         code = stop.code or 0
     except KeyboardInterrupt:  # one that came before training/signals.py caught signals
+        exit_code = 128 + signal.SIGINT
         if herald is None:
             raise
         code, line = 128 + signal.SIGINT, "interrupted"
     except Exception as error:
+        exit_code = 1
         if herald is None:
             raise
         herald.ending.acquire()
         traceback.print_exc()
         code, line = 1, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     # After the try: only here is the exception gone, whose frames refer to the network.
+    exit_code = code
     if line:
         fail(code, line)
     leave()
-    exit_code = code
     if code:
         sys.exit(code)
 

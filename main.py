@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before the heavy imports, so that --help and a wro
     ARGS = options.parse(options.train_parser())
 
 import contextlib
-import itertools
 import time
 import warnings
 from pathlib import Path
@@ -29,7 +28,7 @@ from data.batches import EpochBatches, open_loader
 from data.tokens import Tokens, from_json, load_tokenizer, train_bpe
 from evaluation import audit, retrieval
 from training.progress import Progress
-from training.run import open_run
+from training.run import Run, open_run
 from training.schedule import learning_rate
 from training.update import Update
 from training.verdicts import Verdicts
@@ -68,7 +67,7 @@ def main(args) -> None:
         describe(args, update, batches, loader.num_workers)
 
         for _ in run.epochs():
-            record = train_epoch(update, loader, batches, args, run.between_steps)
+            record = train_epoch(update, loader, batches, args, run)
             results = {}
             if validation is not None and run.evaluates():
                 results = retrieval.evaluate(model, validation, args, run.stop)
@@ -76,7 +75,7 @@ def main(args) -> None:
         run.finish()
 
 
-def train_epoch(update: Update, loader, batches: EpochBatches, args, between_steps) -> dict:
+def train_epoch(update: Update, loader, batches: EpochBatches, args, run: Run) -> dict:
     """Train the steps that are left of an epoch -> its record: mean losses, learning rate, samples/s.
 
     The device is read only when a line is shown.
@@ -89,9 +88,9 @@ def train_epoch(update: Update, loader, batches: EpochBatches, args, between_ste
     for number in range(batches.first_step, batches.steps):
         step = batches.epoch * batches.steps + number
         lr = learning_rate(step, total, warmup, args.lr, args.lr_start, args.lr_end)
-        update(list(itertools.islice(micro_batches, args.update_freq)), batches.epoch, step, lr)
+        update(run.take(micro_batches), batches.epoch, step, lr)
         progress.step(batches.global_batch, lambda lr=lr: {"lr": lr, **update.means()})
-        between_steps(number + 1)
+        run.between_steps(number + 1)
     progress.close()
     update.verdicts.settle()
     seconds = time.monotonic() - started

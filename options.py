@@ -223,8 +223,10 @@ def train_parser() -> Parser:
 
     add_system(parser)
     add = parser.add_argument_group("logging").add_argument
-    add("--tensorboard", action="store_true")
-    add("--wandb", action="store_true")
+    add("--log-every", type=positive, default=50, metavar="STEPS", help="for steps.txt and the loggers: %(default)s")
+    add("--tensorboard", action="store_true", help="event files in the output folder")
+    add("--wandb", action="store_true", help="Weights & Biases; WANDB_MODE=offline keeps it on this machine")
+    add("--mlflow", action="store_true", help="MLflow, in the output folder or where MLFLOW_TRACKING_URI says")
     return parser
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 
@@ -95,7 +94,7 @@ def test_the_log(roco, disk, tmp_path, capsys):
     """A half line first: what remains of the last page takes that much."""
     path = disk / "log.txt"
     record = {"epoch": 0, "text": "x" * 4000}
-    log = logs.Log(disk, SimpleNamespace(tensorboard=False, wandb=False))
+    log = logs.Log(disk / "log.txt")
     log.write(record)
     fill(disk)
     log.write(record)

@@ -64,7 +64,7 @@ class Verdicts:
 
     def __init__(self, ids: Sequence[str], folder: Path, on_nonfinite: str):
         self.ids, self.folder, self.skip = ids, folder, on_nonfinite == "skip"
-        self.pending = deque()
+        self.pending, self.tell = deque(), lambda found: None  # called with each step when its numbers are here
         self.skipped = self.in_a_row = self.overflows = 0
 
     def add(self, epoch: int, step: int, lr: float, batches: list[dict], numbers: dict, rows: torch.Tensor) -> None:
@@ -89,6 +89,7 @@ class Verdicts:
 
     def judge(self, found: Found) -> None:
         failed = found.failed()
+        self.tell(found)
         if not failed:
             self.overflows += found.overflowed()
             self.in_a_row = 0

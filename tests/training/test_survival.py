@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,7 +212,7 @@ def test_no_half_line_stays_in_the_log(tmp_path, caplog):
     """A limit on the size of a file stands in for the full disk: the kernel writes half of the line."""
     caplog.set_level("INFO", logger="medslip")
     path = tmp_path / "log.txt"
-    log = logs.Log(tmp_path, SimpleNamespace(tensorboard=False, wandb=False))
+    log = logs.Log(path)
     log.write({"epoch": 0})
     whole = path.read_text()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
