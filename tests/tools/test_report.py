@@ -216,6 +216,12 @@ def test_the_map_of_test_embeddings(tmp_path, monkeypatch):
     svg = inline_svg(figure, title, 3)
     assert "50 of 60 test cases, drawn, by the number of findings" in title
     assert "data:image/png" in svg and svg.count("<use ") < 30
+    alike = write_features(tmp_path / "alike", np.arange(30) % 2)
+    contents = torch.load(tmp_path / "alike" / "features.pt")
+    contents["test"]["features"][:] = contents["test"]["features"][0]
+    torch.save(contents, tmp_path / "alike" / "features.pt")
+    with pytest.raises(InputError, match="all alike"):
+        next(embedding_map.map_figures(alike))
     for labels, message in ((np.arange(19) % 2, "no map of 19 test embeddings"), (None, "not the features of a probe")):
         folder = tmp_path / f"{labels is None}"
         if labels is None:

@@ -26,7 +26,7 @@ GRAY = "#808080"  # seen on light and on dark, also in a picture, whose colours 
 def read_embeddings(folder: Path) -> dict:
     """The test part of a probe's features.pt: `features` (N, D), `labels`, `patients` (may be empty), and `classes`.
 
-    Raises InputError, also where the cases are too few for a map.
+    Raises InputError, also where the cases are too few for a map, or all alike.
     """
     path = folder / "features.pt"
     contents = checkpoints.read(path)
@@ -37,6 +37,8 @@ def read_embeddings(folder: Path) -> dict:
         raise InputError(f"{path}: not the features of a probe: run main_linear.py again")
     if len(rows) < FEWEST:
         raise InputError(f"no map of {len(rows)} test embeddings: it takes {FEWEST} or more")
+    if not rows.isfinite().all() or torch.allclose(rows, rows[:1]):  # scikit-learn's t-SNE ends the process
+        raise InputError("no map of test embeddings that are all alike, or not finite")
     return {"features": rows.numpy(), "labels": labels.numpy(), "patients": patients or [], "classes": classes}
 
 
