@@ -18,27 +18,42 @@ import utils
 from evaluation import metrics
 from utils import InputError
 
+RESAMPLES = 10_000
+
 
 def main(args) -> None:
-    first, second = (read_predictions(Path(folder)) for folder in args.runs)
-    check_same(first, second, args.runs)
+    tables = [read_predictions(Path(folder)) for folder in args.runs]
+    compared = compare(*tables, args.runs, args.resamples, args.seed)
+    for name in compared["left_out"]:
+        print(f"{name}: not compared: it has no probe in one of the runs")
+    unit = f"{args.resamples} paired resamples of {compared['unit']}"
+    print(f"{args.runs[0]} minus {args.runs[1]}: {compared['cases']} cases, {unit}\n")
+    print("| metric | difference | 95% interval | p |\n| --- | ---: | ---: | ---: |")
+    for name, one in compared["metrics"].items():
+        low, high = one["ci95"] or (float("nan"),) * 2
+        print(f"| {name} | {one['difference']:+.4f} | {low:+.4f} to {high:+.4f} | {one['p']:.4f} |")
+    if args.out:
+        contents = {"runs": args.runs, "resamples": args.resamples, "metrics": compared["metrics"]}
+        utils.write_json(Path(args.out), contents)
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame, runs, resamples: int = RESAMPLES, seed: int = 0) -> dict:
+    """Two tables of `read_predictions`, called `runs` -> `metrics`, each of the first minus the second as
+    metrics.paired_difference has them; the number of `cases`; the `unit` of a resample in words; and the findings
+    `left_out`, without a probe in one of them. Raises InputError as `check_same` does."""
+    check_same(first, second, runs)
     classes = [name.removeprefix("p_") for name in first.columns if name.startswith("p_")]
     labels, ours = arrays(first, classes)
     theirs = arrays(second, classes)[1]
     patients = None if (first["patient"] == "").any() else list(first["patient"])
     both = np.isfinite(ours) & np.isfinite(theirs)
     tables = [np.where(both, table, np.nan) for table in (ours, theirs)]  # a macro metric is over the same findings
-    for name in np.array(classes)[~both.all(axis=0)]:
-        print(f"{name}: not compared: it has no probe in one of the runs")
-    found = metrics.paired_difference(labels, *tables, classes, patients, args.resamples, args.seed)
-    unit = f"{len(set(patients))} patients" if patients else f"{len(labels)} cases (no patients are known)"
-    print(f"{args.runs[0]} minus {args.runs[1]}: {len(labels)} cases, {args.resamples} paired resamples of {unit}\n")
-    print("| metric | difference | 95% interval | p |\n| --- | ---: | ---: | ---: |")
-    for name, one in found.items():
-        low, high = one["ci95"] or (float("nan"),) * 2
-        print(f"| {name} | {one['difference']:+.4f} | {low:+.4f} to {high:+.4f} | {one['p']:.4f} |")
-    if args.out:
-        utils.write_json(Path(args.out), {"runs": args.runs, "resamples": args.resamples, "metrics": found})
+    return {
+        "metrics": metrics.paired_difference(labels, *tables, classes, patients, resamples, seed),
+        "cases": len(labels),
+        "unit": f"{len(set(patients))} patients" if patients else f"{len(labels)} cases (no patients are known)",
+        "left_out": list(np.array(classes)[~both.all(axis=0)]),
+    }
 
 
 def read_predictions(folder: Path) -> pd.DataFrame:
@@ -111,7 +126,7 @@ def check_same(first: pd.DataFrame, second: pd.DataFrame, runs) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs=2, metavar="RUN", help="output folders of main_linear.py")
-    parser.add_argument("--resamples", type=int, default=10_000, help="(default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="FILE", help="write the same as JSON")
     arguments = parser.parse_args()

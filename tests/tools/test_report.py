@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation import metrics
 from test_tools import write_run
 from tools import report
-from tools.compare import read_predictions
+from tools.compare import compare, read_predictions
+from tools.report_page import embedding_map
+from tools.report_page.figures import inline_svg
 from tools.report_page.runs import read_json
 from utils import InputError
 
@@ -58,9 +61,13 @@ def runs(tmp_path):
     return probe, training
 
 
+def make(out, *folders, title="x", baseline=(), cam=0) -> None:
+    report.main(SimpleNamespace(runs=folders, out=out, title=title, baseline=baseline, resamples=200, cam=cam))
+
+
 def refuse(out, *folders) -> str:
     with pytest.raises(InputError) as caught:
-        report.main(SimpleNamespace(runs=folders, out=out, title="x"))
+        make(out, *folders)
     return str(caught.value)
 
 
@@ -73,8 +80,10 @@ def test_page_and_tables(scripts, runs, tmp_path):
     assert not outside and "@import" not in page and "url(http" not in page
     assert page.count('<tr class="published">') == 11 and "none of them was reproduced here" in page
     assert "drawn by a program" in page and "MedSLIP-ViT (only mammo)" in page
-    assert page.count("<figure>") == 4 + 1 + 2 and page.count("data:image/jpeg") == 2
+    assert page.count("<svg ") == 4 + 1 + 2 and page.count("data:image/jpeg") == 2
     assert "The image is not there any more." in page
+    for why in ("Where the encoder looks is not shown", "Map of the test embeddings", '<p class="absent">Not shown'):
+        assert page.count(why) == 1  # neither the probe, nor its features, nor the training's data is there
     assert "python main.py --epochs 2 --betas 0.9 0.98" in page and "--skip-broken" in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -119,7 +128,7 @@ def test_words_are_shown_as_they_are(runs, tmp_path):
             one |= {"id": word, "caption": word, "retrieved": [{"id": word, "caption": word, "score": 0.5}] * 2}
         (probe / "results.json").write_text(json.dumps(results))
         (training / "retrieval.json").write_text(json.dumps(retrieval))
-        report.main(SimpleNamespace(runs=runs, out=tmp_path / "r.html", title=word))
+        make(tmp_path / "r.html", *runs, title=word, baseline=[probe], cam=1)
         pages[word] = Page(tmp_path / "r.html")
     plain, hostile = pages.values()
     assert hostile.elements == plain.elements
@@ -134,7 +143,7 @@ def test_older_results_and_damage(scripts, runs, tmp_path):
     for one in (results["macro"], *results["per_class"].values()):
         one.pop("average_precision")
     (probe / "results.json").write_text(json.dumps(results))
-    report.main(SimpleNamespace(runs=[probe], out=tmp_path / "r.html", title="x"))
+    make(tmp_path / "r.html", probe)
     (tmp_path / "r.html").unlink()
     for path, text, message in (
         (probe / "results.json", '{"dataset"', "results.json: damaged JSON"),
@@ -148,6 +157,80 @@ def test_older_results_and_damage(scripts, runs, tmp_path):
     code, _, errors = scripts.run("tools/report.py", tmp_path, "--out", tmp_path / "r.html")
     assert code == 2 and "neither results.json nor config.json" in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "r.html").exists()
+
+
+def test_differences_from_a_baseline(runs, tmp_path):
+    """Each probe of the baseline's test cases as tools/compare.py compares it; another is named, with the reason."""
+    probe, _ = runs
+    results = json.loads((probe / "results.json").read_text())
+    folders = {"probe": probe, "other": write_run(tmp_path / "other", 6), "less": write_run(tmp_path / "less", 2, n=80)}
+    for name, folder in folders.items():
+        results["encoder"]["name"] = name
+        (folder / "results.json").write_text(json.dumps(results))
+    make(tmp_path / "r.html", *folders.values(), baseline=[folders["other"]])
+    rows = {
+        (row["row"], row["column"]): row
+        for row in csv.DictReader((tmp_path / "r.csv").open())
+        if row["table"] == "cbis_calc: differences from the baseline"
+    }
+    assert {column for _, column in rows} == {"probe, logistic"}
+    tables = [read_predictions(folders[name]) for name in ("probe", "other")]
+    expected = compare(*tables, ("a", "b"), resamples=200)["metrics"]["MALIGNANT.recall"]
+    found = [float(rows["Recall (Malignant)", "probe, logistic"][name]) for name in ("value", "low", "high", "p")]
+    assert found == pytest.approx(
+        [100 * expected["difference"], *(100 * x for x in expected["ci95"]), expected["p"]], 1e-4
+    )
+    page, text = (tmp_path / "r.html").read_text(), (tmp_path / "r.md").read_text()
+    for shown in (page, text):
+        assert "200 paired resamples of the 90 test cases" in shown and "45 patients" in shown
+        assert f"Not compared: {folders['less']}: the test cases differ: 10 only in" in shown
+    assert "| AUROC | +" in text and ", p = 0.0" in text
+
+
+def write_features(folder, labels, patients=None) -> dict:
+    """A probe's folder with the features of these test labels -> what map_figures takes."""
+    labels = torch.from_numpy(labels)
+    rows = torch.randn(len(labels), 8)
+    rows[:, 0] += 9 * labels.reshape(len(labels), -1)[:, 0]
+    test = {"features": rows, "labels": labels, "ids": list(map(str, range(len(rows)))), "patients": patients or []}
+    folder.mkdir()
+    torch.save({"test": test, "classes": ["a", "b"]}, folder / "features.pt")
+    return {"folder": str(folder), "encoder": {"name": "x"}}
+
+
+def test_the_map_of_test_embeddings(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding_map, "AS_PIXELS", 40)
+    monkeypatch.setattr(embedding_map, "MOST", 50)
+    few = write_features(tmp_path / "few", np.arange(30) % 2, [str(i // 2) for i in range(30)])
+    points = embedding_map.project(embedding_map.read_embeddings(tmp_path / "few")["features"])
+    assert np.array_equal(points, embedding_map.project(embedding_map.read_embeddings(tmp_path / "few")["features"]))
+    nearest = [np.linalg.norm(points - one, axis=1).argsort()[1] for one in points]
+    assert np.mean(np.array(nearest) % 2 == np.arange(30) % 2) > 0.9
+    (first, by_class), (second, by_patient) = embedding_map.map_figures(few)
+    assert "of 30 test cases, by class" in first and "15 patients; lines link the images of each of the 15" in second
+    svg = inline_svg(by_class, first, 1)
+    assert "data:image/png" not in svg and "B (15)" in svg and svg.count("<use ") >= 30
+    inline_svg(by_patient, second, 2)
+    many = write_features(tmp_path / "many", (np.arange(180).reshape(60, 3) % 4 == 0).astype(np.float32))
+    ((title, figure),) = embedding_map.map_figures(many)
+    svg = inline_svg(figure, title, 3)
+    assert "50 of 60 test cases, drawn, by the number of findings" in title
+    assert "data:image/png" in svg and svg.count("<use ") < 30
+    alike = write_features(tmp_path / "alike", np.arange(30) % 2)
+    contents = torch.load(tmp_path / "alike" / "features.pt")
+    contents["test"]["features"][:] = contents["test"]["features"][0]
+    torch.save(contents, tmp_path / "alike" / "features.pt")
+    with pytest.raises(InputError, match="all alike"):
+        next(embedding_map.map_figures(alike))
+    for labels, message in ((np.arange(19) % 2, "no map of 19 test embeddings"), (None, "not the features of a probe")):
+        folder = tmp_path / f"{labels is None}"
+        if labels is None:
+            folder.mkdir()
+            torch.save({"train": 1}, folder / "features.pt")
+        else:
+            write_features(folder, labels)
+        with pytest.raises(InputError, match=message):
+            next(embedding_map.map_figures({"folder": str(folder), "encoder": {"name": "x"}}))
 
 
 def test_published_rows():

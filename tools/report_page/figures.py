@@ -30,7 +30,7 @@ def inline_svg(figure, title: str, number: int) -> Markup:
     """The figure as an SVG element whose ink is the page's text colour; its number in the page keeps its ids apart."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": str(number)}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", transparent=True, dpi=200, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -1,7 +1,5 @@
 """The page: its template filled with the runs, their tables and their figures."""
 
-import base64
-import io
 import itertools
 import json
 import shlex
@@ -9,18 +7,28 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data import images
 from tools.plots import label
+from tools.report_page.cases import case_groups
+from tools.report_page.embedding_map import map_figures
 from tools.report_page.figures import inline_svg, label_efficiency, probe_figures, training_figures
+from tools.report_page.pictures import data_uri, heat_scale, thumbnail
+from tools.report_page.sample_views import sample_views
 from tools.report_page.tables import cell_words
 from utils import InputError
 
 
-def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: list[dict]) -> str:
+def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: list[dict], maps: int) -> str:
+    """The page as HTML. `maps` is how many cases of each kind are shown with what the encoder looks at."""
     numbers = itertools.count(1)
 
     def drawn(figures) -> list[dict]:
         return [{"title": title, "svg": inline_svg(figure, title, next(numbers))} for title, figure in figures]
+
+    def drawn_or_why(make, run: dict) -> tuple[list, str]:
+        try:
+            return make(run), ""
+        except InputError as error:
+            return [], str(error)
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -30,29 +38,23 @@ def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: lis
         lstrip_blocks=True,
     )
     environment.filters |= {"class_name": label, "cell_words": cell_words, "in_words": in_words, "thumbnail": thumbnail}
-    contents = {"title": title, "tables": tables, "trainings": trainings, "probes": [], "origins": []}
+    environment.filters["data_uri"] = data_uri
+    contents = {"title": title, "tables": tables, "trainings": [], "probes": [], "origins": []}
     contents["training_figures"] = drawn(one for run in trainings for one in training_figures(run))
+    contents["heat_scale"] = heat_scale()
     for run in trainings:
+        samples, why = drawn_or_why(sample_views, run)
+        contents["trainings"].append(run | {"samples": samples, "no_samples": why})
         contents["origins"].append(origin("main.py", run["folder"], run, data=run.get("data")))
     for one in probes:
         figures = {"figures": drawn(probe_figures(one))}
         figures["efficiency_figures"] = drawn([label_efficiency(one)] if one["efficiency"] else [])
+        figures["map_figures"], figures["no_map"] = drawn_or_why(lambda run: drawn(map_figures(run)), one)
+        figures["groups"], figures["on_maps"] = case_groups(one, maps)
         contents["probes"].append(one | figures)
         more = {"selected": one["selected"], "data": one.get("data")}
         contents["origins"].append(origin("main_linear.py", one["folder"], one["run"], **more))
     return environment.get_template("page.html.j2").render(contents)
-
-
-def thumbnail(location: str) -> str | None:
-    """An image at 224 pixels at most as a data URI; None where it cannot be read."""
-    try:
-        image = images.read_image(location)
-    except InputError:
-        return None
-    image.thumbnail((224, 224))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def in_words(value) -> str:

@@ -22,7 +22,8 @@ def read_runs(folders) -> tuple[list[dict], list[dict]]:
 
 
 def read_probe(folder: Path) -> dict:
-    """results.json with `folder`, `labels` (N,) or (N, K), `probabilities` (N, K) and, if there, `efficiency`.
+    """results.json with `folder`, `predictions` (compare.read_predictions), `labels` (N,) or (N, K), `probabilities`
+    (N, K) and, if there, `efficiency`.
 
     Raises InputError.
     """
@@ -35,7 +36,7 @@ def read_probe(folder: Path) -> dict:
     if not set(columns) <= set(table.columns):
         raise InputError(f"{folder / 'predictions.csv'}: not of the classes of results.json: run main_linear.py again")
     results["labels"], results["probabilities"] = arrays(table, results["classes"])
-    results["folder"] = str(folder)
+    results["folder"], results["predictions"] = str(folder), table
     path = folder / "label_efficiency.json"
     results["efficiency"] = read_json(path)["rows"] if path.exists() else None
     return results

@@ -1,7 +1,7 @@
 """The report's tables, and the same tables as Markdown and as CSV.
 
 A table is {title, note, columns, rows: [(kind, [cells])]}; the kind of a row is "published" or "ours", and a cell is a
-text, or (value, low, high), low and high None where there is no interval.
+text, or (value, low, high), low and high None where there is no interval. A difference is (value, low, high, p).
 """
 
 import csv
@@ -131,12 +131,14 @@ def retrieval_tables(trainings: list[dict]) -> list[dict]:
     return [{"title": "Image-text retrieval", "note": note, "columns": columns, "rows": rows}]
 
 
-def cell_words(cell) -> tuple[str, str]:
-    """A cell as the words of its value and of its interval."""
+def cell_words(cell) -> list[str]:
+    """A cell as words: its value, and what there is of its interval and its p."""
     if isinstance(cell, str):
-        return cell, ""
-    value, low, high = cell
-    return f"{value:.2f}", "" if low is None else f"{low:.2f} to {high:.2f}"
+        return [cell]
+    value, low, high, *p = cell
+    sign = "+" if p else ""  # of a difference
+    words = [f"{value:{sign}.2f}"] + ([] if low is None else [f"{low:{sign}.2f} to {high:{sign}.2f}"])
+    return words + [f"p = {one:.4f}" for one in p]
 
 
 def as_markdown(title: str, tables: list[dict]) -> str:
@@ -144,20 +146,22 @@ def as_markdown(title: str, tables: list[dict]) -> str:
     for table in tables:
         lines = ["| " + " | ".join(table["columns"]) + " |", "| --- |" + " ---: |" * (len(table["columns"]) - 1)]
         for _, cells in table["rows"]:
-            texts = [f"{value} ({interval})" if interval else value for value, interval in map(cell_words, cells)]
+            words = map(cell_words, cells)
+            texts = [f"{value} ({', '.join(more)})" if more else value for value, *more in words]
             lines.append("| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |")
-        parts.append(f"## {table['title']}\n\n{table['note']}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"## {table['title']}\n\n{table['note']}\n")
+        parts += ["\n".join(lines) + "\n"] if table["rows"] else []
     return "\n".join(parts)
 
 
 def as_csv(tables: list[dict]) -> str:
-    """One line a figure: table, row, column, value, low, high."""
+    """One line a figure: table, row, column, value, low, high, and of a difference p."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("table", "kind", "row", "column", "value", "low", "high"))
+    writer.writerow(("table", "kind", "row", "column", "value", "low", "high", "p"))
     for table in tables:
         for kind, cells in table["rows"]:
             for column, cell in zip(table["columns"][1:], cells[1:], strict=True):
-                values = (cell, "", "") if isinstance(cell, str) else ("" if v is None else f"{v:.6g}" for v in cell)
-                writer.writerow((table["title"], kind, cells[0], column, *values))
+                values = [cell] if isinstance(cell, str) else ["" if v is None else f"{v:.6g}" for v in cell]
+                writer.writerow((table["title"], kind, cells[0], column, *values, *[""] * (4 - len(values))))
     return text.getvalue()
