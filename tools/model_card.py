@@ -233,15 +233,15 @@ def licences(args: dict) -> str:
     """What to look at before these weights are passed on; no verdict."""
     items = [
         f"the terms of the data that they were trained on ({cell(args.get('dataset') or 'not known')}): may "
-        "weights be derived from it and shared, and with whom? Of ROCO and ROCOv2, look at the Creative Commons licence of "
-        "the set and at those of its articles' images, some of which exclude commercial use or changes",
+        "weights be derived from it and shared, and with whom? Of ROCO and ROCOv2, look at the Creative Commons "
+        "licence of the set and at those of its articles' images, some of which exclude commercial use or changes",
         "the terms of the weights that the run began with, `--pretrained` above, and of what those were trained on",
     ]
     if args["arch"].startswith("medclip_"):
         items.append("MedCLIP's terms, if those were its weights: it was trained on MIMIC-CXR and CheXpert")
     if args["arch"].startswith("medclip_") or args.get("text_model") == BIO_CLINICAL_BERT:
-        items.append("those of Bio_ClinicalBERT, if it was its text tower: it was trained on notes of MIMIC-III, to which "
-                     "PhysioNet gives access under a data use agreement")  # fmt: skip
+        items.append("those of Bio_ClinicalBERT, if it was its text tower: it was trained on notes of MIMIC-III, to "
+                     "which PhysioNet gives access under a data use agreement")  # fmt: skip
     lines = [
         "MedSLIP's code is under the MIT licence, which says nothing of these weights. Before they are passed on:\n"
     ]

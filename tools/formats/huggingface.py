@@ -1,4 +1,4 @@
-"""A folder that transformers opens: AutoModel (with modeling_medslip.py, which lies in it), tokenizer, image processor."""
+"""A folder for transformers: its AutoModel (with modeling_medslip.py, which lies there), tokenizer, image processor."""
 
 import json
 import shutil
