@@ -95,8 +95,8 @@ def test_a_process_without_this_code_opens_it(tmp_path, monkeypatch, capsys):
 
 
 def test_a_timm_tower_whose_buffers_no_file_holds_and_padded_captions(tmp_path):
-    """Its relative positions are in no state dict: from_pretrained builds it without memory, and must compute them."""
-    run = run_of(tmp_path, "swin_tiny_patch4_window7_224", text_pooling="padded", image_size=224)
+    """Its rotary positions are in no state dict: from_pretrained builds it without memory, and must compute them."""
+    run = run_of(tmp_path, "eva02_tiny_patch14_224", text_pooling="padded", image_size=56)
     out = export_to(tmp_path, run)
     assert json.loads((out / "medslip.json").read_text())["largest_difference"].keys() == {
         "image", "pixels", "text", "input_ids",

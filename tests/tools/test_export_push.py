@@ -1,4 +1,4 @@
-"""tools/export.py --push: refused in one line before any work, or uploaded by the hub's own library, to a server here."""
+"""tools/export.py --push: refused in one line before any work, or sent to a server here by the hub's own library."""
 
 import base64
 import json
