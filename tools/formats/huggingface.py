@@ -109,20 +109,20 @@ def image_tower(tower: nn.Module, args) -> dict:
     """What MedSLIPConfig's `image_tower` takes. Raises InputError for a tower that is neither library's."""
     if config := held(tower):
         return config
-    if not type(tower).__module__.startswith("timm."):
+    by_name = not args.published  # else the arguments that timm makes it with are those of a hub's or a folder's file
+    known = by_name or args.arch.startswith(("hf-hub:", "local-dir:"))
+    if not (known and type(tower).__module__.startswith("timm.")):
         other = ": use --to open_clip" if args.arch.startswith("open_clip:") else ""
         raise InputError(
-            f"--to huggingface: takes image towers of transformers and timm, and that of --arch {args.arch} is a class "
-            f"of its own{other}"
+            f"--to huggingface: takes image towers of transformers and timm, and that of --arch {args.arch} is another"
+            f"{other}"
         )
-    if not args.published:
+    if by_name:
         name, arguments = timm_call(args.arch, args.image_size)
         return {"timm": name, "arguments": arguments}
-    kept = args.published["config"]  # of towers.timm_folders
-    return {
-        "timm": kept["name"],
-        "arguments": kept["arguments"] | ({"img_size": args.image_size} if kept["fixed"] else {}),
-    }
+    kept = args.published["config"]
+    size = {"img_size": args.image_size} if kept["fixed"] else {}
+    return {"timm": kept["name"], "arguments": kept["arguments"] | size}
 
 
 def text_tower(model, args) -> dict:
