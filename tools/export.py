@@ -53,12 +53,12 @@ def main(args) -> None:
     if args.push:
         hub_ready(args.push)
     encoder = open_encoder(args.run)
+    shown = samples(encoder, args.images)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     made = [folder for folder in unfinished.parents if not folder.exists()]  # the innermost first
     try:
         unfinished.mkdir(parents=True)
         read_back, opened = resolve(FORMATS[args.to])(encoder, unfinished)
-        shown = samples(encoder, args.images)
         differences = compare(args.to, read_back, encoder, shown)
         utils.write_json(unfinished / EXPORT, describe(args.to, encoder, opened, differences, shown))
         write_card(unfinished, args.to, encoder, differences, shown, args.probes)

@@ -17,6 +17,7 @@ from tools.formats import medclip
 def checkpoint(path, model, tokenizer=None, **words):
     """What main.py saves of a model that was trained with these arguments; `tokenizer` is the one that it trained."""
     args = {"normalize": "imagenet", "image_size": 224, "ssl_mlp_dim": 16, "ssl_emb_dim": 8}
+    args["text_model"] = options.BIO_CLINICAL_BERT
     args = {**options.plain(options.parse(options.train_parser(), [])), **args, **words}
     torch.save({"model": model.state_dict(), "args": args, "tokenizer": tokenizer}, path)
 
