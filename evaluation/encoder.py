@@ -250,7 +250,7 @@ def checkpoint_of(run: Path) -> Path:
 
 
 def read_export(folder: Path) -> tuple[dict, Path, dict]:
-    """-> the arguments of the run that an export is of, the path of its weights, and their contents.
+    """-> the arguments of the run that an export is of, the path of its weights, and a checkpoint's contents of both.
 
     Raises InputError if it is of a format that this code does not open.
     """
@@ -268,7 +268,7 @@ def read_export(folder: Path) -> tuple[dict, Path, dict]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder / EXPORT}: damaged ({error}): export the run again") from None
-    return saved, weights, checkpoints.read(weights)
+    return saved, weights, {"model": checkpoints.read(weights), "args": saved}
 
 
 def open_tokenizer(args: Namespace, kept: str | None):

@@ -194,6 +194,7 @@ def resize(image: nn.Module, size: int) -> None:
     grid, extra = size // there.patch_size, there.num_positions - there.num_patches
     with torch.no_grad():
         table = there.interpolate_pos_encoding(torch.zeros(1, grid**2 + extra, there.embed_dim), size, size)[0]
-    there.image_size, there.num_patches, there.num_positions = size, grid**2, grid**2 + extra
+    image.config.image_size = there.image_size = size
+    there.num_patches, there.num_positions = grid**2, grid**2 + extra
     there.position_embedding = nn.Embedding.from_pretrained(table.clone(), freeze=False)
     there.position_ids = torch.arange(grid**2 + extra).expand(1, -1)

@@ -1,10 +1,9 @@
-"""A folder for transformers: AutoModel, AutoTokenizer and AutoImageProcessor open it, with modeling_medslip.py in it."""
+"""A folder for transformers: its AutoModel (with modeling_medslip.py, which lies there), tokenizer, image processor."""
 
 import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -110,29 +109,29 @@ def image_tower(tower: nn.Module, args) -> dict:
     """What MedSLIPConfig's `image_tower` takes. Raises InputError for a tower that is neither library's."""
     if config := held(tower):
         return config
-    if not type(tower).__module__.startswith("timm."):
+    by_name = not args.published  # else the arguments that timm makes it with are those of a hub's or a folder's file
+    known = by_name or args.arch.startswith(("hf-hub:", "local-dir:"))
+    if not (known and type(tower).__module__.startswith("timm.")):
         other = ": use --to open_clip" if args.arch.startswith("open_clip:") else ""
         raise InputError(
-            f"--to huggingface: takes image towers of transformers and timm, and that of --arch {args.arch} is a class "
-            f"of its own{other}"
+            f"--to huggingface: takes image towers of transformers and timm, and that of --arch {args.arch} is another"
+            f"{other}"
         )
-    if not args.published:
+    if by_name:
         name, arguments = timm_call(args.arch, args.image_size)
         return {"timm": name, "arguments": arguments}
-    kept = args.published["config"]  # of towers.timm_folders
-    return {
-        "timm": kept["name"],
-        "arguments": kept["arguments"] | ({"img_size": args.image_size} if kept["fixed"] else {}),
-    }
+    kept = args.published["config"]
+    size = {"img_size": args.image_size} if kept["fixed"] else {}
+    return {"timm": kept["name"], "arguments": kept["arguments"] | size}
 
 
 def text_tower(model, args) -> dict:
-    """What MedSLIPConfig's `text_tower` takes. Raises InputError for a tower, or a pooling, that is not transformers'."""
+    """What MedSLIPConfig's `text_tower` takes. Raises InputError for another library's tower, or its own pooling."""
     config = held(model.text_encoder)
     if config is None or model.text_pooling not in modeling_medslip.POOLINGS:
         raise InputError(
-            f"--to huggingface: takes text towers of transformers, pooled by {', '.join(modeling_medslip.POOLINGS)}, and "
-            f"that of --arch {args.arch} pools by itself"
+            f"--to huggingface: takes text towers of transformers whose tokens are pooled, and that of --arch "
+            f"{args.arch} pools by itself"
         )
     return config
 
