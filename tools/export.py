@@ -28,6 +28,10 @@ from utils import InputError, resolve
 # InputError for what the format cannot hold.
 FORMATS = {  # docs/EXTENDING.md adds one
     "medclip": "tools.formats.medclip:write",
+    "timm": "tools.formats.timm:write",
+    "open_clip": "tools.formats.open_clip:write",
+    "onnx": "tools.formats.onnx:write",
+    "torch": "tools.formats.torch:write",
 }
 LARGEST = 1e-4  # difference between the embeddings of the model and of its export
 
