@@ -1,5 +1,6 @@
 """Both towers as programs of torch.export, for the formats that hold a graph: of any batch size and caption length."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -8,7 +9,16 @@ from torch import nn
 from utils import InputError, one_line
 
 SHAPES = ((1, 3), (5, 21))  # images and captions, tokens: what an export is tried on besides what it was traced with
+INPUTS = {"image": ("pixels",), "text": ("input_ids", "attention_mask")}
 LARGEST = 1e-4  # difference there, as in tools/export.py
+
+
+def part(model: nn.Module, tower: str) -> nn.Module:
+    """A copy of a models.MedSLIP with the encoder and the projection of one tower alone."""
+    found = copy.copy(model)
+    children = {name: child for name, child in model.named_children() if name.startswith(f"{tower}_")}
+    found._modules, found._parameters, found._buffers = copy.deepcopy(children), {}, {}
+    return found.to(memory_format=torch.contiguous_format)  # torch.export.save warns of other orders
 
 
 class ImageTower(nn.Module):
@@ -16,7 +26,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model = part(model, "image")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.encode_image(pixels)
@@ -27,7 +37,7 @@ class TextTower(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.model = part(model, "text")
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model.encode_text(input_ids, attention_mask)
@@ -53,14 +63,13 @@ def programs(encoder, name: str) -> dict[str, torch.export.ExportedProgram]:
     which starts with `--to NAME`, for a tower that torch.export cannot trace.
     """
     given, batch = example(encoder, 2, 16), torch.export.Dim("batch")
-    towers = {"image": (ImageTower, ("pixels",), {0: batch})}
+    towers = {"image": (ImageTower, {0: batch})}
     if encoder.load_tokenizer is not None:
         length = torch.export.Dim("length", max=encoder.model.positions)
-        free = {0: batch} if encoder.pad_to else {0: batch, 1: length}
-        towers["text"] = (TextTower, ("input_ids", "attention_mask"), free)
+        towers["text"] = (TextTower, {0: batch} if encoder.pad_to else {0: batch, 1: length})
     found = {}
-    for tower, (module, names, free) in towers.items():
-        inputs = tuple(given[one] for one in names)
+    for tower, (module, free) in towers.items():
+        inputs = tuple(given[name] for name in INPUTS[tower])
         try:
             found[tower] = torch.export.export(
                 module(encoder.model).eval(), inputs, dynamic_shapes=(free,) * len(inputs), strict=False
