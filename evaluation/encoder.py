@@ -181,7 +181,8 @@ def read_export(folder: Path) -> tuple[dict, Path, dict]:
             raise
         raise InputError(f"{folder / EXPORT}: damaged ({error}): export the run again") from None
     contents = checkpoints.read(weights)
-    return saved, weights, contents if names is None else renamed(contents, names)
+    # As a checkpoint of the run: its arguments say for which size of images the weights are.
+    return saved, weights, {"model": contents if names is None else renamed(contents, names), "args": saved}
 
 
 def renamed(contents: dict, names: dict[str, str | None]) -> dict:

@@ -28,9 +28,11 @@ def write(encoder, folder):
     pooled feature."""
     layer, name = projection(encoder.model)
     tower, opened = image_tower(encoder)
-    settings = dict(getattr(tower, "_model_args", {})) or dict((encoder.args.published or {})["config"]["arguments"])
-    for own in ("num_classes", "global_pool", "img_size", "in_chans"):  # which timm reads off the model
-        settings.pop(own, None)
+    settings = getattr(tower, "_model_args", None)  # timm's factory keeps them, which towers/timm_folders.py goes round
+    if settings is None:
+        settings = (encoder.args.published or {}).get("config", {}).get("arguments", {})
+    read_off = ("num_classes", "global_pool", "img_size", "in_chans")  # the model, by timm
+    settings = {key: value for key, value in settings.items() if key not in read_off}
     names = {"": "image_encoder."}
     try:
         tower.reset_classifier(layer.out_features if layer else 0)
