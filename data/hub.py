@@ -46,8 +46,12 @@ def load(function, name: str, **arguments):
     try:
         return function(name, local_files_only=True, **arguments)
     except OSError:
-        why = "HF_HUB_OFFLINE is set" if OFFLINE else f"{constants.ENDPOINT} does not answer"
-        raise OSError(f"{why}, and the hub's cache lacks it") from None
+        raise OSError(f"{why_not()}, and the hub's cache lacks it") from None
+
+
+def why_not() -> str:
+    """Why `reach` is false."""
+    return "HF_HUB_OFFLINE is set" if OFFLINE else f"{constants.ENDPOINT} does not answer"
 
 
 def file(name: str, filename: str, revision: str | None = None) -> Path:

@@ -75,7 +75,7 @@ def load_tokenizer(text_model: str):
             if absent:
                 raise InputError(f"{vocabulary}: not a BERT vocabulary, it lacks {', '.join(absent)}")
             return BertTokenizerFast(vocab={token: number for number, token in enumerate(entries)})
-        tokenizer = hub.load(AutoTokenizer.from_pretrained, text_model)
+        tokenizer = hub.load(AutoTokenizer.from_pretrained, text_model, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes such of a folder without vocabulary
             raise OSError("there is a configuration, and no vocabulary")
         return tokenizer

@@ -171,8 +171,7 @@ def read_export(folder: Path) -> tuple[dict, Path, dict]:
                 f"{folder}: an export to {known['format']}, which other programs open: give the run, or another export"
             )
         saved = {**known["args"], **opened}
-        if saved.get("tokenizer"):
-            saved["tokenizer"] = str(folder / saved["tokenizer"])
+        saved |= {name: str(folder / opened[name]) for name in ("tokenizer", "text_model") if name in opened}
         if saved["arch"].endswith("local-dir:"):  # the export's own folder
             saved["arch"] += str(folder)
         weights, names = folder / opened["weights"], saved.pop("names", None)
@@ -198,7 +197,9 @@ def renamed(contents: dict, names: dict[str, str | None]) -> dict:
 
 
 def open_tokenizer(args: Namespace, kept: str | None):
-    """The tokenizer of a run: its own (`kept` with the checkpoint, or beside an export), or that of its text model."""
+    """The tokenizer of a run: its own (beside an export, or `kept` with the checkpoint), or that of its text model."""
+    if getattr(args, "tokenizer", None):
+        return load_tokenizer(args.tokenizer)
     if models.brings_text(args.published):
         return models.own_tokenizer(args.arch, args.published, kept)[0]
-    return from_json(kept) if kept else load_tokenizer(getattr(args, "tokenizer", None) or args.text_model)
+    return from_json(kept) if kept else load_tokenizer(args.text_model)

@@ -12,8 +12,8 @@ TIMM_NAMES = {  # what a name of MedCLIP's or SLIP's is in timm, and with which 
 }
 
 
-def timm_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
-    """Any encoder of timm's, by its name there or one of TIMM_NAMES."""
+def timm_call(arch: str, image_size: int) -> tuple[str, dict]:
+    """What timm calls an arch, and the arguments that it is made with. Raises InputError for a name that is none."""
     name, arguments = TIMM_NAMES.get(arch, (arch, {}))
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:4]
@@ -22,6 +22,12 @@ def timm_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Modul
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and config.input_size[-1] != image_size:
         arguments = {**arguments, "img_size": image_size}
+    return name, arguments
+
+
+def timm_encoder(arch: str, pretrained: bool, image_size: int) -> tuple[nn.Module, int]:
+    """Any encoder of timm's, by its name there or one of TIMM_NAMES."""
+    name, arguments = timm_call(arch, image_size)
     if pretrained:
         hub.reach()
     try:
