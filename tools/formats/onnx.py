@@ -1,5 +1,7 @@
 """ONNX: image.onnx, and text.onnx where there is a text tower, checked by onnx and onnxruntime."""
 
+import shutil
+
 import onnx
 import onnxruntime
 import torch
@@ -27,14 +29,14 @@ def write(encoder, folder):
         except Exception as error:  # each of the three raises many kinds
             raise InputError(f"--to onnx: the {tower} tower cannot be written: {one_line(error)}") from None
     preprocessing.write(encoder, folder)
+    shutil.copyfile(preprocessing.CLIENT, folder / preprocessing.CLIENT.name)
 
     def read_back(given):
-        return {
-            tower: torch.from_numpy(
-                session.run(None, {one.name: given[one.name].numpy() for one in session.get_inputs()})[0]
-            )
-            for tower, session in sessions.items()
-        }
+        found = preprocessing.read_back(folder, given)
+        for tower, session in sessions.items():
+            inputs = {one.name: given[one.name].numpy() for one in session.get_inputs()}
+            found[tower] = torch.from_numpy(session.run(None, inputs)[0])
+        return found
 
     graphs.try_shapes(encoder, read_back, "onnx")
     return read_back, None

@@ -37,7 +37,7 @@ def write(encoder, folder):
         offline = {"text_cfg": {**text, "hf_model_name": str(folder)}}
     try:
         save_file(weights(model, config["model_cfg"], offline), folder / WEIGHTS[0])
-        again = open_clip.create_model(f"local-dir:{folder}", **offline).eval()
+        again, view = open_clip.create_model_from_pretrained(f"local-dir:{folder}", **offline)
     except Exception as error:  # open_clip, timm and transformers raise many kinds
         raise InputError(f"--to open_clip: {arch}: open_clip cannot hold it: {one_line(error)}") from None
     pad, length = encoder.tokenizer.pad_token_id, text.get("context_length", 77)
@@ -45,7 +45,10 @@ def write(encoder, folder):
     def read_back(given):  # its towers take ids as its tokenizers give them: of one length, without a mask
         ids = given["input_ids"].masked_fill(given["attention_mask"] == 0, pad)
         ids = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=pad)
-        return {"image": again.encode_image(given["pixels"]), "text": again.encode_text(ids)}
+        found = {"image": again.encode_image(given["pixels"]), "text": again.encode_text(ids)}
+        if "images" in given:
+            found["pixels"] = torch.stack([view(image) for image in given["images"]])
+        return found
 
     return read_back, {"weights": WEIGHTS[0], "arch": "open_clip:local-dir:"}
 

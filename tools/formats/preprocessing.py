@@ -1,18 +1,25 @@
 """preprocessing.json and tokenizer.json: all that stands between a JPEG or a string and a tower's inputs, in words that a
 program without this code can follow."""
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 import utils
+from tools.formats import onnx_client
+from tools.samples import can_tokenize
 from utils import logger
 
+CLIENT = Path(onnx_client.__file__)
 NAME, TOKENIZER = "preprocessing.json", "tokenizer.json"
 
 
 def write(encoder, folder) -> None:
-    """Write both into a folder; the second where the tokenizer is one of the library tokenizers. Raises InputError."""
+    """Write both into a folder; the second where the tokenizer is at hand, and of the library tokenizers."""
     model = encoder.model
     described = {"image": image(encoder)}
     if encoder.load_tokenizer is not None:
@@ -25,6 +32,20 @@ def write(encoder, folder) -> None:
             "logits": "logit_scale * image_embeddings @ text_embeddings.T + logit_bias",
         }
     utils.write_json(folder / NAME, described)
+
+
+def read_back(folder, given: dict) -> dict[str, torch.Tensor]:
+    """What the two files make of the images and texts that are given, followed as onnx_client.py does: `pixels`, and
+    `input_ids` unless open_clip is to clean the texts."""
+    how = json.loads(utils.read_text(folder / NAME))
+    found = {}
+    if "images" in given:
+        rows = [onnx_client.pixels(image, how["image"]) for image in given["images"]]
+        found["pixels"] = torch.from_numpy(np.concatenate(rows))
+    if "texts" in given and (folder / TOKENIZER).exists() and not how["text"]["clean"]:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        found["input_ids"] = torch.from_numpy(onnx_client.tokens(given["texts"], tokenizer, how["text"])["input_ids"])
+    return found
 
 
 def image(encoder) -> dict:
@@ -58,6 +79,9 @@ def image(encoder) -> dict:
 
 def text(encoder, folder) -> dict:
     """The steps from a string to `input_ids` and `attention_mask`."""
+    cut = {"context_length": encoder.args.context_length, "truncation": "right"}
+    if not can_tokenize(encoder):
+        return {"tokenizer": None, **cut}
     tokenizer = encoder.tokenizer
     own = getattr(tokenizer, "tokenizer", tokenizer)  # within a PaddingTokenizer: open_clip's
     clean = getattr(own, "clean_fn", None)
@@ -74,8 +98,7 @@ def text(encoder, folder) -> dict:
         "tokenizer": TOKENIZER if backend else type(own).__name__,
         "clean": clean.__name__.removeprefix("_clean_") if clean else None,  # open_clip's name of it
         "strip_sep_token": getattr(own, "strip_sep_token", False),
-        "context_length": encoder.args.context_length,
-        "truncation": "right",
+        **cut,
         "padding": "right",
         "pad_to": encoder.pad_to,
         "pad_id": tokenizer.pad_token_id,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import checkpoints
+from data.weights import SAFE
 from utils import InputError, logger, one_line
 
 SWIN = "swin_tiny_patch4_window7_224"  # timm's name of the network that medclip_vit is
@@ -48,9 +49,13 @@ def write(encoder, folder):
         again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except Exception as error:  # timm raises many kinds
         raise InputError(f"--to timm: --arch {encoder.args.arch}: timm cannot hold it: {one_line(error)}") from None
-    return lambda given: {"image": again(given["pixels"])}, {
-        "weights": "model.safetensors", "names": names, "objective": "simclr", **opened,
-    }  # fmt: skip
+
+    def read_back(given):
+        features = again.forward_features(given["pixels"])
+        return {"image": again(given["pixels"]), "pooled": again.forward_head(features, pre_logits=True)}
+
+    # Without a text tower: as of an objective that trains none.
+    return read_back, {"weights": SAFE, "names": names, "objective": "simclr", **opened}
 
 
 def projection(model: nn.Module) -> tuple[nn.Linear | None, str]:

@@ -13,9 +13,8 @@ def write(encoder, folder):
     towers = {path.stem: torch.export.load(path).module() for path in folder.glob("*.pt2")}
 
     def read_back(given):
-        return {
-            tower: module(*(given[name] for name in graphs.INPUTS[tower])) for tower, module in towers.items()
-        }
+        found = {tower: module(*(given[name] for name in graphs.INPUTS[tower])) for tower, module in towers.items()}
+        return found | preprocessing.read_back(folder, given)
 
     graphs.try_shapes(encoder, read_back, "torch")
     return read_back, None
