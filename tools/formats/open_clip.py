@@ -40,6 +40,7 @@ def write(encoder, folder):
         again, view = open_clip.create_model_from_pretrained(f"local-dir:{folder}", **offline)
     except Exception as error:  # open_clip, timm and transformers raise many kinds
         raise InputError(f"--to open_clip: {arch}: open_clip cannot hold it: {one_line(error)}") from None
+    again.eval()
     pad, length = encoder.tokenizer.pad_token_id, text.get("context_length", 77)
 
     def read_back(given):  # its towers take ids as its tokenizers give them: of one length, without a mask
