@@ -67,4 +67,4 @@ if __name__ == "__main__":
     text = run("text", **tokens(sys.argv[1:2], tokenizer, how["text"]))
     image, text = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (image, text))
     logits = how["similarity"]["logit_scale"] * image @ text.T + how["similarity"]["logit_bias"]
-    print(*(f"{path}: {row[0]:.4f}" for path, row in zip(sys.argv[2:], logits)), sep="\n")
+    print(*(f"{path}: {row[0]:.4f}" for path, row in zip(sys.argv[2:], logits, strict=True)), sep="\n")

@@ -1,5 +1,5 @@
-"""preprocessing.json and tokenizer.json: all that stands between a JPEG or a string and a tower's inputs, in words that a
-program without this code can follow."""
+"""preprocessing.json and tokenizer.json: all that stands between a JPEG or a string and a tower's inputs, in words and
+numbers that a program without this code can follow. onnx_client.py is one."""
 
 import json
 import math
