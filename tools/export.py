@@ -44,7 +44,8 @@ FORMATS = {  # docs/EXTENDING.md adds one
 }
 LARGEST = 1e-4  # difference between what the model and its export make of the same inputs
 OURS_ALONE = (  # arguments that say where things lie on this machine, or how the run was run on it
-    "root catalog metadata cache output_dir pretrained resume evaluate device dist_url dist_backend workers print_freq model"
+    "root catalog metadata cache output_dir pretrained resume evaluate device dist_url dist_backend workers print_freq "
+    "model"
 ).split()
 
 
@@ -103,7 +104,7 @@ def inputs(encoder, shown: Samples) -> dict:
 
 def expected(model, given: dict) -> dict[str, torch.Tensor]:
     """What an export is compared with: `image` and `text`, the embeddings (B, D) and (C, D); `pooled` (B, width), of
-    the images before the projection; and `pixels` and `input_ids` as given, for formats that come with preprocessing."""
+    the images before the projection; `pixels` and `input_ids` as given, for formats that come with preprocessing."""
     found = {name: given[name] for name in ("pixels", "input_ids") if name in given}
     found |= {"image": model.encode_image(given["pixels"]), "pooled": model.encode_image(given["pixels"], False)}
     if "input_ids" in given:

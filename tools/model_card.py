@@ -86,9 +86,9 @@ def write_card(folder: Path, name: str, encoder, differences: dict, shown: Sampl
 
 NOT_FOR = """## What it must not be used for
 
-It is for research. It is no medical device, was not evaluated for any clinical use, and must not be used to diagnose, to
-triage, or to decide about the care of a patient. Nothing here says how it does on images of other hospitals, devices,
-views or patients than those below. Do not use it to identify persons.
+It is for research. It is no medical device, was not evaluated for any clinical use, and must not be used to diagnose,
+to triage, or to decide about the care of a patient. Nothing here says how it does on images of other hospitals,
+devices, views or patients than those below. Do not use it to identify persons.
 """
 PUBLISHED = """The published tables of MedSLIP and of MedCLIP are of other weights. They were not reproduced with this
 model, and none of their figures holds for it.
@@ -110,8 +110,8 @@ def front_matter(name: str, encoder) -> str:
 
 
 def read_run(encoder) -> dict:
-    """What tools/report_page reads of a run's folder, with `state`: the checkpoint's `epoch` and `step`. Of weights that
-    lie elsewhere the arguments alone."""
+    """What tools/report_page reads of a run's folder, with `state`: the checkpoint's `epoch` and `step`. Of weights
+    that lie elsewhere the arguments alone."""
     folder = encoder.path.parent
     if (folder / "config.json").is_file():
         run = read_training(folder)
@@ -218,9 +218,9 @@ def probe(folder: Path, encoder) -> str:
     kind = ", ".join(f"{name} {value}" for name, value in found["selected"].items())
     note = PHANTOMS if are_phantoms((found["run"].get("args") or {}).get("root")) else ""
     return (
-        f"### Probe: {cell(found['dataset'])}\n\n{found['n_train']} training and {found['n_test']} test cases, classes "
-        f"{cell(', '.join(found['classes']))}; {cell(kind)}. In percent; macro averages, then each class; intervals are "
-        "bootstrapped over the test split's patients, of one probe of one training.\n\n"
+        f"### Probe: {cell(found['dataset'])}\n\n{found['n_train']} training and {found['n_test']} test cases, "
+        f"classes {cell(', '.join(found['classes']))}; {cell(kind)}. In percent: macro averages, then each class; "
+        "intervals are bootstrapped over the test split's patients, of one probe of one training.\n\n"
         + table(("metric", "value", "95% interval"), rows) + note
     )  # fmt: skip
 
@@ -231,21 +231,21 @@ def scaled(found):
 
 def licences(args: dict) -> str:
     """What to look at before these weights are passed on; no verdict."""
-    lines = [
-        "MedSLIP's code is under the MIT licence. That says nothing of these weights: before they are passed on, check",
-        "",
-        f"- the terms of the data that they were trained on ({cell(args.get('dataset', 'unknown'))}), and whether they "
-        "allow weights to be derived and shared. ROCO's images have licences of their own, article by article "
-        "(`licences.txt`), and ROCOv2 and ROCO are given for research, non-commercial variants of Creative Commons among "
-        "them;",
+    items = [
+        f"the terms of the data that they were trained on ({cell(args.get('dataset') or 'not known')}): may "
+        "weights be derived from it and shared, and with whom? Of ROCO and ROCOv2, look at the Creative Commons "
+        "licence of the set and at those of its articles' images, some of which exclude commercial use or changes",
+        "the terms of the weights that the run began with, `--pretrained` above, and of what those were trained on",
     ]
-    if (args.get("pretrained") or "").startswith("medclip") or args["arch"].startswith("medclip_"):
-        lines.append("- MedCLIP's terms, if the run began with its weights: it was trained on MIMIC-CXR and CheXpert;")
-    if args.get("text_model") == BIO_CLINICAL_BERT or args["arch"].startswith("medclip_"):
-        lines.append("- those of Bio_ClinicalBERT, whose text tower this is: it was trained on notes of MIMIC-III, which "
-                     "PhysioNet gives out under a data use agreement;")  # fmt: skip
-    lines += ["- those of any other weights named under `--pretrained` above.", ""]
-    return "\n".join(lines)
+    if args["arch"].startswith("medclip_"):
+        items.append("MedCLIP's terms, if those were its weights: it was trained on MIMIC-CXR and CheXpert")
+    if args["arch"].startswith("medclip_") or args.get("text_model") == BIO_CLINICAL_BERT:
+        items.append("those of Bio_ClinicalBERT, if it was its text tower: it was trained on notes of MIMIC-III, to "
+                     "which PhysioNet gives access under a data use agreement")  # fmt: skip
+    lines = [
+        "MedSLIP's code is under the MIT licence, which says nothing of these weights. Before they are passed on:\n"
+    ]
+    return "\n".join([*lines, *(f"- check {item};" for item in items[:-1]), f"- check {items[-1]}.\n"])
 
 
 def table(head: tuple, rows: list[tuple]) -> str:

@@ -53,7 +53,7 @@ found["onnx image"], found["onnx text"] = client.run("image", pixels=pixels), cl
 image = torch.export.load(folder / "torch" / "image.pt2").module()
 text = torch.export.load(folder / "torch" / "text.pt2").module()
 found["torch image"] = image(torch.from_numpy(pixels))
-found["torch text"] = text(**{name: torch.from_numpy(ids) for name, ids in tokens.items()})
+found["torch text"] = text(*(torch.from_numpy(tokens[name]) for name in ("input_ids", "attention_mask")))
 assert not [one for one in sys.modules.values() if (getattr(one, "__file__", None) or "").startswith(repository)]
 np.savez(folder / "found.npz", **found)
 """

@@ -1,10 +1,9 @@
-"""A folder for transformers: AutoModel, AutoTokenizer and AutoImageProcessor open it, with modeling_medslip.py in it."""
+"""A folder for transformers: its AutoModel (with modeling_medslip.py, which lies there), tokenizer, image processor."""
 
 import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -127,12 +126,12 @@ def image_tower(tower: nn.Module, args) -> dict:
 
 
 def text_tower(model, args) -> dict:
-    """What MedSLIPConfig's `text_tower` takes. Raises InputError for a tower, or a pooling, that is not transformers'."""
+    """What MedSLIPConfig's `text_tower` takes. Raises InputError for another library's tower, or its own pooling."""
     config = held(model.text_encoder)
     if config is None or model.text_pooling not in modeling_medslip.POOLINGS:
         raise InputError(
-            f"--to huggingface: takes text towers of transformers, pooled by {', '.join(modeling_medslip.POOLINGS)}, and "
-            f"that of --arch {args.arch} pools by itself"
+            f"--to huggingface: takes text towers of transformers whose tokens are pooled, and that of --arch "
+            f"{args.arch} pools by itself"
         )
     return config
 

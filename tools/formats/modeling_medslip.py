@@ -1,8 +1,8 @@
 """A model of MedSLIP's for transformers: an image tower, perhaps a text tower, and their projections.
 
 AutoModel.from_pretrained(FOLDER, trust_remote_code=True) opens it, and AutoImageProcessor.from_pretrained likewise.
-Needs torch, transformers, Pillow and, for image towers of timm's, timm; MedSLIP's own code is not needed. This file goes
-along with an export and is complete in itself.
+Needs torch, transformers, Pillow and, for image towers of timm's, timm; MedSLIP's own code is not needed. This file
+goes along with an export and is complete in itself.
 """
 
 import math
@@ -140,7 +140,7 @@ class MedSLIPImageProcessor(BaseImageProcessor):
     "MODE FILTER FILL SHARE" are those of published models: mode shortest, middle, squash or longest.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(self, image_size=224, fit="center", image_mean=(0.5,) * 3, image_std=(0.5,) * 3, **kwargs):
         super().__init__(**kwargs)
