@@ -132,6 +132,7 @@ def test_medclips_swin_is_timms(tmp_path):
     for parameter in model.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
     args = {"arch": "medclip_vit", "image_size": 224, "normalize": "medclip", "published": None}
+    args |= {"text_model": None, "text_pooling": "masked"}
     encoder = ready(model, Namespace(**args, objective="simclr"), "run", "cpu", "off")
     read_back, opened = timm.write(encoder, tmp_path)
     given = torch.randn(1, 3, 224, 224)
