@@ -144,6 +144,9 @@ def test_medclips_swin_is_timms(tmp_path):
     encoder.args.image_size = 256
     with pytest.raises(InputError, match="only images of a multiple of 224 pixels"):
         timm.write(encoder, tmp_path)
+    with pytest.raises(InputError, match="--to open_clip: needs a text tower, and --objective simclr trains none"):
+        open_clip.write(encoder, tmp_path)
+    encoder.load_tokenizer, model.text_pooling = object, "masked"
     with pytest.raises(InputError, match="--arch medclip_vit with the pooling 'masked' does not: use huggingface"):
         open_clip.write(encoder, tmp_path)
 

@@ -19,13 +19,13 @@ def write(encoder, folder):
     """See tools/export.py. A Hugging Face text tower is named in the configuration as it was, and its own config.json
     is written too, so that `hf_model_name` can be the folder itself where there is no network."""
     model, arch = encoder.model, encoder.args.arch
+    if encoder.load_tokenizer is None:
+        raise InputError(f"--to open_clip: needs a text tower, and --objective {encoder.args.objective} trains none")
     if not arch.startswith("open_clip:"):
         raise InputError(
             f"--to open_clip: its classes pool texts by {', '.join(POOLERS)} or a text tower of its own, and "
             f"--arch {arch} with the pooling '{model.text_pooling}' does not: use huggingface, onnx or torch"
         )
-    if encoder.load_tokenizer is None:
-        raise InputError(f"--to open_clip: needs a text tower, and --objective {encoder.args.objective} trains none")
     config = configuration(encoder)
     own, text = encoder.tokenizer.tokenizer, config["model_cfg"]["text_cfg"]
     utils.write_json(folder / CONFIG, config)
