@@ -263,12 +263,28 @@ def read_export(folder: Path) -> tuple[dict, Path, dict]:
             )
         saved = {**known["args"], **opened}
         saved |= {name: str(folder / opened[name]) for name in ("tokenizer", "text_model") if name in opened}
-        weights = folder / opened["weights"]
+        if saved["arch"].endswith("local-dir:"):  # the export's own folder
+            saved["arch"] += str(folder)
+        weights, names = folder / opened["weights"], saved.pop("names", None)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder / EXPORT}: damaged ({error}): export the run again") from None
-    return saved, weights, {"model": checkpoints.read(weights), "args": saved}
+    contents = checkpoints.read(weights)
+    # As a checkpoint of the run: its arguments say for which size of images the weights are.
+    return saved, weights, {"model": contents if names is None else renamed(contents, names), "args": saved}
+
+
+def renamed(contents: dict, names: dict[str, str | None]) -> dict:
+    """Weights by the model's names: of `names` the first with which a key starts is replaced; None leaves it out."""
+    found = {}
+    for key, value in contents.items():
+        start = next((one for one in names if key.startswith(one)), None)
+        if start is None:
+            found[key] = value
+        elif names[start] is not None:
+            found[names[start] + key.removeprefix(start)] = value
+    return found
 
 
 def open_tokenizer(args: Namespace, kept: str | None):

@@ -37,6 +37,10 @@ from utils import InputError, one_line, resolve
 FORMATS = {  # docs/EXTENDING.md adds one
     "huggingface": "tools.formats.huggingface:write",
     "medclip": "tools.formats.medclip:write",
+    "timm": "tools.formats.timm:write",
+    "open_clip": "tools.formats.open_clip:write",
+    "onnx": "tools.formats.onnx:write",
+    "torch": "tools.formats.torch:write",
 }
 LARGEST = 1e-4  # difference between what the model and its export make of the same inputs
 OURS_ALONE = (  # arguments that say where things lie on this machine, or how the run was run on it
