@@ -2,11 +2,12 @@
 
 python tools/embed.py --images scans/ --run runs/vit --out embeddings.parquet
 python tools/embed.py --images table.csv --captions --run runs/vit --out embeddings.parquet
-torchrun --nproc_per_node=8 tools/embed.py --images 'shards/{000..127}.tar' --run exported/vit --out embeddings.parquet
+torchrun --nproc_per_node=8 -- tools/embed.py --images 'shards/{000..127}.tar' --run runs/vit --out embeddings.parquet
 
 Images are a folder with all folders below it, a table (CSV, TSV, JSON lines, parquet) or tar shards; DICOM files are
 read as any other. What is done is saved at intervals beside the output, on a disk that all processes see; the same
-command again goes on with it, and gives the same file as a run that nothing disturbed.
+command again goes on with it, and gives the same file as a run that nothing disturbed. Without the -- torchrun takes
+--run for an option of its own.
 """
 
 import json
