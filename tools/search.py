@@ -24,7 +24,8 @@ import distributed
 import options  # before torch: it sets what OpenMP reads
 import utils
 from data import images, locations
-from evaluation.encoder import EXPORT, open_encoder
+from evaluation.encoder import open_encoder
+from evaluation.exports import EXPORT
 from evaluation.features import weights_crc
 from evaluation.fitted import IMAGE_PARTS
 from evaluation.neighbours import SEARCHES, Embeddings, nearest
