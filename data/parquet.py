@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from utils import InputError
 
 FAILURES = (pa.ArrowException, OSError, ValueError, MemoryError)  # what pyarrow raises for a damaged file
+BUFFER = 1 << 20  # bytes that are read of a column at a time
 
 groups = weakref.WeakValueDictionary()  # {(path, stamp, column, row group): its cells}, as long as a thread keeps them
 recent = deque(maxlen=2)  # so that a group is not lost while its threads go on to the next one
@@ -31,12 +32,18 @@ def reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
+def stream(path: str | os.PathLike) -> pq.ParquetFile:
+    """A file whose columns are read piece by piece: by default pyarrow holds all that `iter_batches` is to read. Raises
+    FAILURES."""
+    return pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+
+
 def open_file(path: str) -> pq.ParquetFile:
     """Raises InputError if there is no such file or it is no parquet file."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file: correct its name in the catalog")
     try:
-        return pq.ParquetFile(path)
+        return stream(path)
     except FAILURES as error:
         raise InputError(f"{path}: not a parquet file ({reason(error)}): download it again") from None
 

@@ -1,7 +1,7 @@
 """A trained model that is ready to be asked: images or texts in, embeddings out, shown to it as in its evaluation."""
 
-import json
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ import utils
 from data import augment, locations, views
 from data.images import as_picture, read_image, to_gray_or_rgb
 from data.tokens import Tokens, from_json, load_tokenizer
+from evaluation.exports import EXPORT, read_export
 from evaluation.features import weights_crc
 from evaluation.fitted import IMAGE_PARTS, open_fitted
 from options import OBJECTIVES
@@ -27,7 +28,6 @@ from training.saver import BEST, LATEST
 from utils import InputError, one_line
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray  # what `Encoder.read` takes
-EXPORT = "medslip.json"  # beside every export: what it is of, and under "open" how `open_encoder` opens it
 VALIDATION_FIT = "center"  # how retrieval.validation_loader makes an image square where no published model says
 
 
@@ -97,6 +97,8 @@ class Encoder:
                 return read_image(locations.make(location, window=self.window) if self.window else location)
             except InputError as error:  # the flag is of scripts that read whole data sets
                 raise InputError(str(error).removesuffix(", or pass --skip-broken")) from None
+            except ValueError:  # it has a "\0", and what comes after it makes no location
+                raise InputError(f"{location[:200]!a}: neither a path nor a location") from None
         if isinstance(image, np.ndarray):
             known = image.dtype in (np.uint8, np.uint16) and (image.ndim == 2 or image.shape[2:] == (3,))
             if not known or image.size == 0:
@@ -108,6 +110,8 @@ class Encoder:
         if not isinstance(image, Image.Image):
             kind = f"{type(image).__module__}.{type(image).__qualname__}"
             raise InputError(f"{kind}: no image: give a path, a PIL image, or an array of uint8 or uint16")
+        if 0 in image.size:
+            raise InputError(f"an image of {image.width} x {image.height} pixels shows nothing: leave it out")
         try:
             image.load()  # Pillow decodes what it opened when it comes to be used
             return to_gray_or_rgb(image)
@@ -121,6 +125,8 @@ class Encoder:
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"{text!r:.60}: no text: give strings")
+            if re.search("[\ud800-\udfff]", text):
+                raise InputError(f"{text[:60]!a}: no text of UTF-8: half of a character is missing")
         return Tokens(self.tokenizer, list(texts), self.args.context_length, self.pad_to).batch(range(len(texts)))
 
     @torch.no_grad()
@@ -152,6 +158,8 @@ class Encoder:
 def in_batches(things: Iterable, size: int, what: str) -> Iterator[list]:
     """Lists of up to `size` things. Raises InputError for one thing instead of several: a string would be taken for its
     characters, and an array for its rows."""
+    if size < 1:
+        raise InputError(f"batch_size {size}: give 1 or more")
     if isinstance(things, str | bytes | os.PathLike | np.ndarray | torch.Tensor) or not isinstance(things, Iterable):
         raise InputError(f"{what}: give a list of them, also of a single one, not {type(things).__name__}")
     left = iter(things)
@@ -247,44 +255,6 @@ def checkpoint_of(run: Path) -> Path:
         if (run / name).exists():
             return run / name
     raise InputError(f"{run}: holds neither {BEST} nor {LATEST}: give a run's folder or a checkpoint")
-
-
-def read_export(folder: Path) -> tuple[dict, Path, dict]:
-    """-> the arguments of the run that an export is of, the path of its weights, and a checkpoint's contents of both.
-
-    Raises InputError if it is of a format that this code does not open.
-    """
-    try:
-        known = json.loads(utils.read_text(folder / EXPORT))
-        opened = known["open"]
-        if opened is None:
-            raise InputError(
-                f"{folder}: an export to {known['format']}, which other programs open: give the run, or another export"
-            )
-        saved = {**known["args"], **opened}
-        saved |= {name: str(folder / opened[name]) for name in ("tokenizer", "text_model") if name in opened}
-        if saved["arch"].endswith("local-dir:"):  # the export's own folder
-            saved["arch"] += str(folder)
-        weights, names = folder / opened["weights"], saved.pop("names", None)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder / EXPORT}: damaged ({error}): export the run again") from None
-    contents = checkpoints.read(weights)
-    # As a checkpoint of the run: its arguments say for which size of images the weights are.
-    return saved, weights, {"model": contents if names is None else renamed(contents, names), "args": saved}
-
-
-def renamed(contents: dict, names: dict[str, str | None]) -> dict:
-    """Weights by the model's names: of `names` the first with which a key starts is replaced; None leaves it out."""
-    found = {}
-    for key, value in contents.items():
-        start = next((one for one in names if key.startswith(one)), None)
-        if start is None:
-            found[key] = value
-        elif names[start] is not None:
-            found[names[start] + key.removeprefix(start)] = value
-    return found
 
 
 def open_tokenizer(args: Namespace, kept: str | None):

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data.parquet import FAILURES, reason
+from data.parquet import FAILURES, reason, stream
 from utils import InputError
 
 BLOCK = 2_048  # rows: 4 MB of 512 dimensions
@@ -27,7 +26,7 @@ class Embeddings:
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file: give one that tools/embed.py wrote")
         try:
-            self.file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else whole columns are held
+            self.file = stream(path)
         except FAILURES as error:
             raise self.refusal(f"no parquet file, {reason(error)}") from None
         schema = self.file.schema_arrow

@@ -101,7 +101,7 @@ def leave_out_broken(data: Unlabelled, skip: bool, out: Path, partial: Path) -> 
     if checked != key:
         broken = images.broken_files(map(data.path, range(len(data))), skip)
         utils.write_json(found, [key, broken])
-    reasons = [*data.missing, *broken.values()]
+    reasons = [*data.missing, *(reason.removesuffix(", or pass --skip-broken") for reason in broken.values())]
     if reasons:
         named = out.with_name(f"{out.stem}.left_out.txt")
         utils.write_text(named, "".join(f"{reason}\n" for reason in reasons))

@@ -4,9 +4,9 @@ python tools/export.py runs/vit --to huggingface --out exported/vit
 python tools/export.py runs/vit --to medclip --out exported/vit --probes runs/vit/calc runs/vit/mass
 python tools/export.py runs/vit --to huggingface --out exported/vit --push ORG/REPO
 
-RUN is a checkpoint of main.py, or a run's folder: its checkpoint_best.pt, or without one its checkpoint.pt. The export
-is read back, and what it makes of images and captions is compared with the model's own embeddings. They are of the
-run's validation split or of --images; where neither is on this disk, phantoms are drawn.
+RUN is a checkpoint of main.py, a run's folder (its checkpoint_best.pt, or without one its checkpoint.pt), or an export
+that holds weights. The export is read back, and what it makes of images and captions is compared with the model's own
+embeddings. They are of the run's validation split or of --images; where neither is on this disk, phantoms are drawn.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from huggingface_hub.utils import validate_repo_id
 import distributed
 import utils
 from data import hub
-from evaluation.encoder import EXPORT, open_encoder
-from tools.model_card import write_card
+from evaluation.encoder import open_encoder
+from evaluation.exports import EXPORT
+from tools.model_card import probe, write_card
 from tools.samples import Samples, samples
 from utils import InputError, one_line, resolve
 
@@ -57,6 +58,7 @@ def main(args) -> None:
     if args.push:
         hub_ready(args.push)
     encoder = open_encoder(args.run)
+    probes = [probe(Path(one).expanduser(), encoder) for one in args.probes]
     shown = samples(encoder, args.images)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     made = [folder for folder in unfinished.parents if not folder.exists()]  # the innermost first
@@ -65,7 +67,7 @@ def main(args) -> None:
         read_back, opened = resolve(FORMATS[args.to])(encoder, unfinished)
         differences = compare(args.to, read_back, encoder, shown)
         utils.write_json(unfinished / EXPORT, describe(args.to, encoder, opened, differences, shown))
-        write_card(unfinished, args.to, encoder, differences, shown, args.probes)
+        write_card(unfinished, args.to, encoder, differences, shown, probes)
         os.replace(unfinished, out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}): make room, then try again") from None
@@ -185,7 +187,7 @@ def push(folder: Path, repository: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint of main.py")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint of main.py, or an export that opens")
     parser.add_argument("--to", choices=tuple(FORMATS), required=True)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--images", metavar="FOLDER", help="compare on these images (default: of the run's data)")

@@ -9,9 +9,9 @@ import torch
 
 import utils
 from evaluation import metrics
-from evaluation.encoder import EXPORT
+from evaluation.exports import EXPORT
 from evaluation.results import percent
-from options import BIO_CLINICAL_BERT
+from options import BIO_CLINICAL_BERT, OBJECTIVES
 from tools.report_page.runs import read_probe, read_training
 from tools.samples import Samples, are_phantoms
 from utils import InputError
@@ -54,15 +54,15 @@ TEXT = """    tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_c
 
 
 def write_card(folder: Path, name: str, encoder, differences: dict, shown: Samples, probes: list[str]) -> None:
-    """Write README.md. `name` is the format's, `probes` folders of main_linear.py. Raises InputError for one that is
-    none, or is of other weights."""
+    """Write README.md. `name` is the format's, `probes` what `probe` says of each."""
     run = read_run(encoder)
     args = run["args"]
     parts = [
         front_matter(name, encoder),
         f"# MedSLIP: {cell(args['arch'])}, trained on {cell(args.get('dataset', 'unknown data'))}\n",
         f"An image encoder{' and a text encoder' if encoder.load_tokenizer else ''}, fine-tuned with MedSLIP's code on "
-        f"image-caption pairs (objective `{args['objective']}`) and written as `{name}` by `tools/export.py`.\n",
+        f"{'image-caption pairs' if OBJECTIVES[args['objective']].text else 'images without their captions'} "
+        f"(objective `{args['objective']}`) and written as `{name}` by `tools/export.py`.\n",
         use(name, encoder),
         NOT_FOR,
         "## Data\n",
@@ -71,7 +71,7 @@ def write_card(folder: Path, name: str, encoder, differences: dict, shown: Sampl
         recipe(run, args, encoder),
         "## Figures\n",
         validation(run),
-        *(probe(Path(one).expanduser(), encoder) for one in probes),
+        *probes,
         PUBLISHED,
         "## This export\n",
         f"`{name}`, read back and compared with the model on {len(shown.images)} images and {len(shown.captions)} "
@@ -205,7 +205,10 @@ def interval(found, form: str) -> str:
 
 
 def probe(folder: Path, encoder) -> str:
-    """A probe's metrics with their intervals, in percent. Raises InputError if it is of other weights."""
+    """A probe's metrics with their intervals, in percent. Raises InputError if `folder` is no output folder of
+    main_linear.py, or its probe is of other weights."""
+    if not (folder / "results.json").is_file():
+        raise InputError(f"--probes {folder}: holds no results.json: give an output folder of main_linear.py")
     found = read_probe(folder)
     given = found["encoder"].get("pretrained")
     if given and Path(given).exists() and not Path(given).samefile(encoder.path):

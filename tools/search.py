@@ -24,7 +24,8 @@ import distributed
 import options  # before torch: it sets what OpenMP reads
 import utils
 from data import images, locations
-from evaluation.encoder import EXPORT, open_encoder
+from evaluation.encoder import open_encoder
+from evaluation.exports import EXPORT
 from evaluation.features import weights_crc
 from evaluation.fitted import IMAGE_PARTS
 from evaluation.neighbours import SEARCHES, Embeddings, nearest
@@ -33,7 +34,6 @@ from utils import InputError
 
 IN_WORDS = {"faiss": "FAISS, exact", "exact": "numpy, exact"}
 CAPTION = 60  # characters of it that the terminal shows
-SIDE = 224  # pixels of a picture on the page, at most
 
 
 @dataclass
@@ -56,6 +56,9 @@ class Found:
 def main(args) -> None:
     if not args.texts and not args.image:
         raise InputError('give a text to search for, as in: search.py embeddings.parquet "a mass", or --image FILE')
+    for flag, file, suffix in (("--out", args.out, ".html"), ("--csv", args.csv, ".csv")):
+        if file and Path(file).suffix != suffix:  # so that neither replaces the embeddings, or a query
+            raise InputError(f"{flag} {file}: give a file that is called {suffix}")
     method = search_method(args.index)
     embeddings = Embeddings(args.embeddings)
     found = nearest(embeddings, encode(args, embeddings), args.top, SEARCHES[method])
@@ -122,7 +125,8 @@ def told(embeddings: Embeddings, similarities: np.ndarray, rows: np.ndarray, que
     """What the file tells of rows that were found; `query` is the image that was asked for, if it was one."""
     found = []
     for similarity, row, one in zip(similarities.tolist(), rows.tolist(), embeddings.rows(rows.tolist()), strict=True):
-        itself = query is not None and os.path.realpath(query) == os.path.realpath(one["image"])
+        within = "\0" in one["image"]  # a member of a shard or a row of a table is no file that could be given
+        itself = query is not None and not within and os.path.realpath(query) == os.path.realpath(one["image"])
         found.append(Found(len(found) + 1, similarity, row + 1, **one, itself=itself))
     return found
 
@@ -160,18 +164,18 @@ def write(args, embeddings: Embeddings, about: str, results: list[dict]) -> None
         except InputError as error:
             missing[location] = str(error)
             return None
-        return data_uri(image, SIDE)
+        return data_uri(image)
 
     templates = environment(Path(__file__).parent)
     templates.filters["picture"] = picture
     contents = {"file": args.embeddings, "made": embeddings.made, "about": about, "results": results}
     page = templates.get_template("search.html.j2").render(contents)
     out = Path(args.out)
-    utils.make_folder(out.parent)
+    utils.make_folder(out.parent, "--out")
     utils.write_text(out, page)
     written = [f"{out} ({len(page.encode()) / 1e6:.1f} MB)"]
     if args.csv:
-        utils.make_folder(Path(args.csv).parent)
+        utils.make_folder(Path(args.csv).parent, "--csv")
         utils.write_text(Path(args.csv), as_csv(results))
         written.append(args.csv)
     for why in missing.values():

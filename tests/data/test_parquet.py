@@ -134,3 +134,15 @@ def test_damage_is_named(table):
     pq.write_table(pa.table({"image": ["/etc/a.png"], "text": ["a"]}), table)
     with pytest.raises(InputError, match=r"row 1: '/etc/a\.png' leaves the data folder"):
         datasets.paired_set(entry(table), "train")
+
+
+def test_a_column_is_read_piece_by_piece(tmp_path):
+    """Not all at once, as pyarrow does by default."""
+    stored = pa.table({"image": [os.urandom(1 << 20)] * 24})
+    pq.write_table(stored, tmp_path / "a.parquet", row_group_size=2, compression="none", use_dictionary=False)
+    before, most = pa.total_allocated_bytes(), 0
+    with parquet.open_file(str(tmp_path / "a.parquet")) as file:
+        for batch in file.iter_batches(1):
+            assert len(batch) == 1
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert 0 < most < 12 << 20  # of 24

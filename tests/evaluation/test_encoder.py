@@ -22,7 +22,8 @@ from data.images import Files
 from data.tokens import Tokens
 from dicom_files import write_dicom
 from evaluation import retrieval
-from evaluation.encoder import EXPORT, InputError, open_encoder, similarity
+from evaluation.encoder import InputError, open_encoder, similarity
+from evaluation.exports import EXPORT
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,8 @@ def test_paths_pictures_and_arrays_are_one(encoder, files):
     twelve = np.array([[0, 200], [100, 255]], np.uint16)  # as a 16-bit file of such levels is read
     assert np.array_equal(encoder.read(twelve), twelve)
     assert encoder.encode_image([]).shape == (0, 512) == encoder.encode_text([]).shape
+    with pytest.raises(InputError, match="batch_size 0: give 1 or more"):  # and not none of the embeddings
+        encoder.encode_image(files, batch_size=0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,10 @@ def test_paths_pictures_and_arrays_are_one(encoder, files):
         ("encode_image", ["nowhere.png"], "nowhere.png: the image is not there any more$"),
         ("encode_image", [__file__], r"test_encoder.py: the image cannot be read \(not an image\): .* remove it$"),
         ("encode_text", "a mass", "texts: give a list of them, also of a single one, not str"),
+        ("encode_image", [Image.new("L", (0, 8))], "an image of 0 x 8 pixels shows nothing"),
+        ("encode_image", ["a.png\0b"], r"'a.png\\x00b': neither a path nor a location"),
         ("encode_text", ["a mass", float("nan")], "nan: no text: give strings"),
+        ("encode_text", ["a \udce4 mass"], r"'a \\udce4 mass': no text of UTF-8"),
     ],
 )
 def test_bad_input_is_one_line(encoder, ask, given, message):

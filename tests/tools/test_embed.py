@@ -205,6 +205,7 @@ def test_images_that_cannot_be_read(run, scans, tmp_path, capsys):
     assert pq.read_table(out)["id"].to_pylist() == ["a"] and "2 images left out" in printed
     named = (tmp_path / "new" / "out.left_out.txt").read_text().splitlines()
     assert len(named) == 2 and "nowhere.jpg" in named[0] and "d.png" in named[1]
+    assert "--skip-broken" not in named[1]  # it was passed
 
 
 @pytest.mark.parametrize(

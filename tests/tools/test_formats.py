@@ -1,6 +1,7 @@
 """timm, open_clip, onnx and torch: each library opens what was written for it, in a process without this code."""
 
 import json
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -16,7 +17,7 @@ import models
 import options
 from evaluation.encoder import open_encoder, ready
 from tools import export
-from tools.formats import open_clip, timm
+from tools.formats import open_clip, preprocessing, timm
 from utils import InputError
 
 TEXTS = ["a benign mass", "the chest x ray of a picture showing a dark mass is number axial"]
@@ -158,3 +159,12 @@ def test_medclips_swin_is_timms(tmp_path):
 def test_what_timm_cannot_hold(tmp_path, kind, message):
     with pytest.raises(InputError, match=message):
         timm.write(open_encoder(published_run(kind, tmp_path)), tmp_path)
+
+
+def test_the_client_says_what_it_lacks(tmp_path):
+    """Of a model without a text tower, or whose tokenizer was not there."""
+    shutil.copy(preprocessing.CLIENT, tmp_path)
+    (tmp_path / "preprocessing.json").write_text("{}")
+    words = [sys.executable, tmp_path / preprocessing.CLIENT.name, "a mass", "a.png"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("no tokenizer.json lies here") and not done.stdout

@@ -9,7 +9,7 @@ from test_report import runs as runs  # a probe with a hostile name
 
 import models
 from evaluation.encoder import open_encoder
-from tools.model_card import write_card
+from tools.model_card import probe, write_card
 from tools.samples import Samples
 from utils import InputError
 
@@ -33,12 +33,14 @@ def encoder(tmp_path):
 
 
 def card_of(encoder, folder, *probes) -> str:
-    write_card(folder, "medclip", encoder, {"image": 1e-7}, Samples([None] * 8, [], False, "phantoms"), list(probes))
+    figures = [probe(one, encoder) for one in probes]
+    write_card(folder, "medclip", encoder, {"image": 1e-7}, Samples([None] * 8, [], False, "phantoms"), figures)
     return (folder / "README.md").read_text()
 
 
 def test_what_the_runs_files_say(encoder, runs, tmp_path):
     card = card_of(encoder, tmp_path, runs[0])
+    assert "on images without their captions (objective `simclr`)" in card
     assert card.startswith("---\nlicense: other\n") and "clinical use" in card and "MIT licence" in card
     for row in (
         "| train | 48 pairs, 1 unreadable |",
@@ -68,3 +70,5 @@ def test_a_probe_of_other_weights_is_refused(encoder, runs, tmp_path):
     path.write_text(json.dumps(results))
     with pytest.raises(InputError, match=r"--probes .*: of .*results.json, and not of .*checkpoint.pt"):
         card_of(encoder, tmp_path, runs[0])
+    with pytest.raises(InputError, match=r"--probes .*: holds no results.json: give an output folder"):
+        probe(tmp_path, encoder)

@@ -98,6 +98,15 @@ def test_moved_runs_pooled_features_and_no_faiss(place, scripts, tmp_path):
     assert code == 0 and "24 images (numpy, exact)" in printed and " 1.0000  0 (the query itself) " in printed, errors
 
 
+def test_a_member_of_a_shard_is_no_file_that_was_asked_for(place, tmp_path):
+    """Its location is no path; only whole files can be the query."""
+    image = str(place / "roco/train/radiology/images/ROCO_00000.jpg")
+    rows = [image, f"{image}\0at=0+{os.path.getsize(image)}\0name=0.jpg"]
+    file = write_embeddings(tmp_path / "e.parquet", np.eye(2), image=rows)
+    found = search.told(search.Embeddings(file), np.ones(2), np.arange(2), image)
+    assert [(one.itself, one.file) for one in found] == [(True, image), (False, f"{image}, 0.jpg")]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -111,7 +120,9 @@ def test_moved_runs_pooled_features_and_no_faiss(place, scripts, tmp_path):
         (["other.parquet", "a mass"], "checkpoint_best.pt: not the weights that made other.parquet"),
         (["gone.parquet", "a mass"], "nowhere.pt: the model of gone.parquet is not there any more: say"),
         (["e.parquet", "a mass", "--run", "nowhere"], "nowhere: no such checkpoint"),
-        (["e.parquet", "a mass", "--out", "e.parquet/s.html"], "cannot be made"),
+        (["e.parquet", "a mass", "--out", "e.parquet/s.html"], "--out "),
+        (["e.parquet", "a mass", "--out", "e.parquet"], "--out e.parquet: give a file that is called .html"),
+        (["e.parquet", "a mass", "--csv", "search.html"], "--csv search.html: give a file that is called .csv"),
     ],
 )
 def test_bad_input(place, monkeypatch, words, message):

@@ -61,6 +61,10 @@ if __name__ == "__main__":
     from tokenizers import Tokenizer
 
     how = json.loads((HERE / "preprocessing.json").read_text(encoding="utf-8"))
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    if not (HERE / "tokenizer.json").is_file():
+        sys.exit("no tokenizer.json lies here: use `pixels` and `run` of this file, which need none")
     tokenizer = Tokenizer.from_file(str(HERE / how["text"]["tokenizer"]))
     shown = [pixels(Image.open(path), how["image"]) for path in sys.argv[2:]]
     image = run("image", pixels=np.concatenate(shown))

@@ -5,13 +5,12 @@ import json
 import shlex
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tools.pages import environment
 from tools.plots import label
 from tools.report_page.cases import case_groups
 from tools.report_page.embedding_map import map_figures
 from tools.report_page.figures import inline_svg, label_efficiency, probe_figures, training_figures
-from tools.report_page.pictures import data_uri, heat_scale, thumbnail
+from tools.report_page.pictures import heat_scale
 from tools.report_page.sample_views import sample_views
 from tools.report_page.tables import cell_words
 from utils import InputError
@@ -30,15 +29,8 @@ def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: lis
         except InputError as error:
             return [], str(error)
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"class_name": label, "cell_words": cell_words, "in_words": in_words, "thumbnail": thumbnail}
-    environment.filters["data_uri"] = data_uri
+    templates = environment(Path(__file__).parent)
+    templates.filters |= {"class_name": label, "cell_words": cell_words, "in_words": in_words}
     contents = {"title": title, "tables": tables, "trainings": [], "probes": [], "origins": []}
     contents["training_figures"] = drawn(one for run in trainings for one in training_figures(run))
     contents["heat_scale"] = heat_scale()
@@ -54,7 +46,7 @@ def fill_page(title: str, probes: list[dict], trainings: list[dict], tables: lis
         contents["probes"].append(one | figures)
         more = {"selected": one["selected"], "data": one.get("data")}
         contents["origins"].append(origin("main_linear.py", one["folder"], one["run"], **more))
-    return environment.get_template("page.html.j2").render(contents)
+    return templates.get_template("page.html.j2").render(contents)
 
 
 def in_words(value) -> str:

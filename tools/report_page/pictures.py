@@ -1,35 +1,14 @@
-"""The page's pictures: each a JPEG within the page, 224 pixels at most."""
-
-import base64
-import io
+"""The page's pictures: what an encoder saw, and where it looked."""
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
-from data import images
-from utils import InputError
+from tools.pages import SIDE, data_uri
 
-SIDE = 224
 HEAT = matplotlib.colormaps["inferno"]
 MOST_HEAT = 0.65  # how far the colour covers the picture where the map is greatest
-
-
-def data_uri(image: Image.Image) -> str:
-    image = image.copy()
-    image.thumbnail((SIDE, SIDE))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def thumbnail(location: str) -> str | None:
-    """An image at its own aspect as a data URI; None where it cannot be read."""
-    try:
-        return data_uri(images.read_image(location))
-    except InputError:
-        return None
 
 
 def as_image(pixels: torch.Tensor, mean, std) -> Image.Image:
