@@ -42,6 +42,8 @@ def main(args) -> None:
         )
         print(f"page: {args.once}")
         return
+    if args.port > 65535:
+        raise InputError(f"--port {args.port}: give 0 to 65535")
     try:
         server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(folders))
     except OSError as error:
