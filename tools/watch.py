@@ -62,6 +62,8 @@ def handler(folders: list[Path]):
     """The class that answers the two requests that there are."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # seconds; browsers open connections for later, each of which holds a thread
+
         def do_GET(self):
             # A page of another site may have its name resolved to this machine; its requests still carry that name.
             if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", self.headers.get("Host", "")):
@@ -74,7 +76,7 @@ def handler(folders: list[Path]):
                 self.answer(404, "text/plain", b"there are / and /data.json\n")
 
         def answer(self, code: int, kind: str, body: bytes) -> None:
-            with contextlib.suppress(ConnectionError):  # the browser has left
+            with contextlib.suppress(ConnectionError, TimeoutError):  # the browser has left
                 self.send_response(code)
                 for name, value in {**HEADERS, "Content-Type": f"{kind}; charset=utf-8"}.items():
                     self.send_header(name, value)
