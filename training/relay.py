@@ -31,7 +31,7 @@ class Relay:
             made = self.make()
             while (call := self.calls.get()) is not None and not self.left_out:
                 call(made)
-        except Exception as error:  # each library has its own kinds
+        except BaseException as error:  # each library has its own kinds, and some exit
             self.leave_out(f"{type(error).__name__}: {one_line(error)}")
 
     def leave_out(self, why: str) -> None:

@@ -184,6 +184,13 @@ def test_a_logger_that_hangs_does_not_keep_the_process(tmp_path, scripts):
     assert "hangs: it was not done within 0 s; it is left out" in printed and "[1, 2] True False" in printed
 
 
+def test_one_that_would_exit_is_left_out(caplog):
+    one = relay.Relay("exits", sys.exit)
+    one.start()
+    one.thread.join()
+    assert one.left_out and "exits: SystemExit: " in caplog.text
+
+
 def test_one_that_lets_calls_wait_is_left_out(monkeypatch, caplog):
     monkeypatch.setattr(relay, "WAITING", 3)
     hold, made = threading.Event(), []
