@@ -34,10 +34,10 @@ class Relay:
         except BaseException as error:  # each library has its own kinds, and some exit
             self.leave_out(f"{type(error).__name__}: {one_line(error)}")
 
-    def leave_out(self, why: str) -> None:
+    def leave_out(self, why: str, then: str = "it is left out from now on, and training goes on") -> None:
         if not self.left_out:
             self.left_out = True
-            logger.warning(f"{self.name}: {why}; it is left out from now on, and training goes on")
+            logger.warning(f"{self.name}: {why}; {then}")
 
     def send(self, call: Callable | None) -> None:
         """Queue `call(object)`; None ends the thread."""
@@ -69,4 +69,4 @@ def close(relays: list[Relay], call: Callable, seconds: float) -> None:
         if not relay.left_out:
             relay.thread.join(max(0.0, deadline - time.monotonic()))
             if relay.thread.is_alive():
-                relay.leave_out(f"it was not done within {seconds:.0f} s")
+                relay.leave_out(f"it was not done within {seconds:.0f} s", "its record may lack the end")
