@@ -49,11 +49,13 @@ class Relay:
             self.leave_out(f"it has not answered for {WAITING} calls")
 
     def drain(self, seconds: float) -> None:
-        """Wait until all that was sent is done, no longer than so many seconds."""
-        if self.thread.is_alive() and not self.left_out:
-            done = threading.Event()
+        """Wait until all that was sent is done, or fails, no longer than so many seconds."""
+        done, deadline = threading.Event(), time.monotonic() + seconds
+        if self.thread.is_alive():
             self.send(lambda _: done.set())
-            done.wait(seconds)
+        while self.thread.is_alive() and not self.left_out and time.monotonic() < deadline:
+            if done.wait(0.1):
+                break
 
 
 def close(relays: list[Relay], call: Callable, seconds: float) -> None:

@@ -185,9 +185,11 @@ def test_a_logger_that_hangs_does_not_keep_the_process(tmp_path, scripts):
 
 
 def test_one_that_would_exit_is_left_out(caplog):
-    one = relay.Relay("exits", sys.exit)
+    one, hold = relay.Relay("exits", list), threading.Event()
     one.start()
-    one.thread.join()
+    one.send(lambda _: hold.wait() and sys.exit())
+    threading.Timer(0.2, hold.set).start()
+    one.drain(HANG)  # ends with what it waits for
     assert one.left_out and "exits: SystemExit: " in caplog.text
 
 
