@@ -29,8 +29,7 @@ def read_images(source: str, captions: str | None = None, **columns: str | None)
     InputError.
     """
     wanted, given = captions == "", {role: name for role, name in columns.items() if name}
-    tables = os.path.splitext(source.lower().removesuffix(".gz"))[1] in table_files.KINDS
-    if tables:
+    if is_table(source):
         found = of_table(source, wanted, given)
     elif given:
         raise InputError(f"--{next(iter(given))}-column: is for a table, and {source} is none: leave it out")
@@ -51,6 +50,11 @@ def read_images(source: str, captions: str | None = None, **columns: str | None)
     elif found.captions is None:
         raise InputError(f"--captions: {source} comes without captions: give a file of '<id> <caption>' lines")
     return found
+
+
+def is_table(source: str) -> bool:
+    """By its suffix."""
+    return os.path.splitext(source.lower().removesuffix(".gz"))[1] in table_files.KINDS
 
 
 def of_folder(folder: Path) -> Unlabelled:

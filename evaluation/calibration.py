@@ -30,7 +30,11 @@ def calibrate(fitted: Fitted, probe: Probe, rows: np.ndarray | None, data, args,
         return {"temperature": None, "why": str(error)}
     said = {"method": "temperature scaling", "folds": folds}
     if not data.multi:
-        fitted.temperature, found = fit_temperature(logits, data.labels)
+        temperature, found = fit_temperature(logits, data.labels)
+        if np.isnan(temperature):
+            logger.warning(f"not calibrated: {found['why']}")
+        else:
+            fitted.temperature = temperature
         return {**said, **found}
     each = {name: fit_temperature(*finding(logits, data.labels, k)) for k, name in enumerate(data.classes)}
     fitted.temperature = np.array([temperature for temperature, _ in each.values()])
@@ -71,7 +75,8 @@ def finding(logits: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray,
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, dict]:
     """Logits (N, K) and labels (N,) -> the temperature, and what is said of it: the log loss before and after.
 
-    Cases with logits of nan are left out; without two kinds of case among the others the temperature is nan.
+    Cases with logits of nan are left out; without two kinds of case among the others the temperature is nan. One that
+    lowers the loss by nothing is not taken: it is 1.
     """
     scored = ~np.isnan(logits).any(axis=1)
     logits, labels = logits[scored], labels[scored]
@@ -83,6 +88,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, dict
 
     ends = np.log(RANGE)
     best = float(minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-5}).x)
+    if not loss(best) < loss(0.0):  # all have a probability of 1, at any temperature
+        best = 0.0
     if min(abs(best - ends)) < 1e-3:
         logger.warning(
             f"the temperature, {np.exp(best):.3g}, is at an end of its range: the cases say too little of it"

@@ -231,7 +231,8 @@ def open_probed(
         args.pretrained = str(checkpoint_of(Path(weights).expanduser()))
     elif about["from_file"] and not os.path.exists(args.pretrained):
         raise InputError(
-            f"{args.pretrained}: the checkpoint that {folder} probed is not there any more: say where it is (--weights)"
+            f"{args.pretrained}: the checkpoint that {folder} probed is not there any more: put it back "
+            "(tools/predict.py takes it from elsewhere too, as --weights)"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)  # what has no weights from elsewhere is drawn as main_linear.py drew it

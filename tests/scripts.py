@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -126,6 +127,7 @@ def serve() -> dict | None:
 def become(request: dict) -> None:
     """Run the script that was asked for, in this process."""
     os.setsid()
+    weakref.finalize._registry.clear()  # this process must not remove what the server made, as W&B's temporary folder
     for number, path in enumerate((os.devnull, request["out"], request["err"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
     os.environ.clear()

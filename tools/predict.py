@@ -27,6 +27,7 @@ if __name__ == "__main__":
     add("--out", required=True, metavar="FILE.csv", help="a new file")
     add("--uncalibrated", action="store_true", help="the probabilities of the probe as it was fitted")
     add("--weights", metavar="RUN", help="where the probed checkpoint, or the folder of its run, is now (if it moved)")
+    add("--image-column", metavar="NAME", help="of a table (default: by its usual names)")
     skip = "leave the probabilities of an image that cannot be read empty, and say why (default: an error)"
     add("--skip-broken", action="store_true", help=skip)
     add("-b", "--batch-size", type=options.positive, help="images a forward pass (default: the probe's)")
@@ -46,7 +47,7 @@ from data import images, locations, views
 from data.batches import open_loader, rank_batches
 from data.buffers import Strings
 from data.sets import Unlabelled
-from data.unlabelled import is_image, read_images
+from data.unlabelled import is_image, is_table, read_images
 from evaluation import features
 from evaluation.encoder import Encoder, open_probed
 from evaluation.fitted import Fitted, open_fitted
@@ -61,7 +62,7 @@ def main(args) -> None:
         raise InputError(f"--out {args.out}: {'is there already' if out.exists() else 'has no folder'}: give another")
     fitted = open_fitted(args.run)
     encoder = open_probed(args.run, device, args.amp or fitted.about["args"]["amp"], args.weights)
-    data = gather(args.images)
+    data = gather(args.images, args.image_column)
     data.window, data.fit = encoder.window, encoder.fit
     broken = images.broken_files(map(data.path, range(len(data))), args.skip_broken)
     read = data.without(set(broken)) if broken else data
@@ -77,15 +78,20 @@ def main(args) -> None:
     print("For research: this is no medical device, and no basis for a diagnosis.", file=sys.stderr)
 
 
-def gather(sources: list[str]) -> Unlabelled:
-    """The images of all sources in their order. Raises InputError, also for an image that a table names in vain."""
-    found = Unlabelled(Strings(), Strings())
+def gather(sources: list[str], column: str | None) -> Unlabelled:
+    """The images of all sources in their order, of tables those of the named column, or of a usual one.
+
+    Raises InputError, also for an image that a table names in vain.
+    """
+    found, tables = Unlabelled(Strings(), Strings()), list(filter(is_table, sources))
+    if column and not tables:
+        raise InputError(f"--image-column {column}: is for a table, and none is given: leave it out")
     for source in sources:
         path = os.path.abspath(os.path.expanduser(source))
         if os.path.isfile(path) and is_image(path, os.path.splitext(path)[1].lower()):
             some = Unlabelled(Strings([source]), Strings([path]))
         else:
-            some = read_images(source)
+            some = read_images(source, image=column if source in tables else None)
         if some.missing:
             more = f" ({len(some.missing):,} such images)" if len(some.missing) > 1 else ""
             raise InputError(f"{some.missing[0]}{more}: correct the table")
@@ -120,7 +126,7 @@ def tabulate(data: Unlabelled, broken: dict, fitted: Fitted, probabilities: np.n
 
     With `skip` also why an image could not be read; its other cells are empty.
     """
-    why = [broken.get(data.path(i), "") for i in range(len(data))]
+    why = [broken.get(data.path(i), "").removesuffix(", or pass --skip-broken") for i in range(len(data))]
     read = np.array([not one for one in why])
     values = np.full((len(data), len(fitted.classes)), np.nan)
     values[read] = probabilities

@@ -42,6 +42,8 @@ def main(args) -> None:
         )
         print(f"page: {args.once}")
         return
+    if args.port > 65535:
+        raise InputError(f"--port {args.port}: give 0 to 65535")
     try:
         server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(folders))
     except OSError as error:
@@ -60,6 +62,8 @@ def handler(folders: list[Path]):
     """The class that answers the two requests that there are."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 60  # seconds; browsers open connections for later, each of which holds a thread
+
         def do_GET(self):
             # A page of another site may have its name resolved to this machine; its requests still carry that name.
             if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", self.headers.get("Host", "")):
@@ -72,7 +76,7 @@ def handler(folders: list[Path]):
                 self.answer(404, "text/plain", b"there are / and /data.json\n")
 
         def answer(self, code: int, kind: str, body: bytes) -> None:
-            with contextlib.suppress(ConnectionError):  # the browser has left
+            with contextlib.suppress(ConnectionError, TimeoutError):  # the browser has left
                 self.send_response(code)
                 for name, value in {**HEADERS, "Content-Type": f"{kind}; charset=utf-8"}.items():
                     self.send_header(name, value)

@@ -55,10 +55,16 @@ class Log:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The records of a Log's file; lines that were cut short are left out, and a file that is not there is empty."""
+    """The records of a Log's file; damaged lines are left out, and a file that is not there is empty."""
     found = []
-    for line in utils.read_text(path).splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):  # also for what is no UTF-8
             record = json.loads(line)
             if isinstance(record, dict):
                 found.append(record)
@@ -66,7 +72,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def drop_lines(path: Path, keep: Callable[[dict], bool]) -> None:
-    """Drop the lines of what a resumed run will do again, for which `keep` is false, and those that were cut short."""
+    """Drop the lines of what a resumed run will do again, for which `keep` is false, and damaged ones."""
     if path.exists():
         lines = []
         for record in read_lines(path):

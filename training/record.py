@@ -60,7 +60,8 @@ class Record:
         self.waited, self.marks = 0.0, deque()  # seconds waited for batches; (time, `waited`) of steps not yet read
 
     def __enter__(self):
-        distributed.on_rank0(loggers.import_asked, self.args)
+        if not self.args.evaluate:
+            distributed.on_rank0(loggers.import_asked, self.args)
         if self.active:
             logging.getLogger().addHandler(self.handler)
         return self

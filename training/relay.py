@@ -31,13 +31,13 @@ class Relay:
             made = self.make()
             while (call := self.calls.get()) is not None and not self.left_out:
                 call(made)
-        except Exception as error:  # each library has its own kinds
+        except BaseException as error:  # each library has its own kinds, and some exit
             self.leave_out(f"{type(error).__name__}: {one_line(error)}")
 
-    def leave_out(self, why: str) -> None:
+    def leave_out(self, why: str, then: str = "it is left out from now on, and training goes on") -> None:
         if not self.left_out:
             self.left_out = True
-            logger.warning(f"{self.name}: {why}; it is left out from now on, and training goes on")
+            logger.warning(f"{self.name}: {why}; {then}")
 
     def send(self, call: Callable | None) -> None:
         """Queue `call(object)`; None ends the thread."""
@@ -49,11 +49,13 @@ class Relay:
             self.leave_out(f"it has not answered for {WAITING} calls")
 
     def drain(self, seconds: float) -> None:
-        """Wait until all that was sent is done, no longer than so many seconds."""
-        if self.thread.is_alive() and not self.left_out:
-            done = threading.Event()
+        """Wait until all that was sent is done, or fails, no longer than so many seconds."""
+        done, deadline = threading.Event(), time.monotonic() + seconds
+        if self.thread.is_alive():
             self.send(lambda _: done.set())
-            done.wait(seconds)
+        while self.thread.is_alive() and not self.left_out and time.monotonic() < deadline:
+            if done.wait(0.1):
+                break
 
 
 def close(relays: list[Relay], call: Callable, seconds: float) -> None:
@@ -69,4 +71,4 @@ def close(relays: list[Relay], call: Callable, seconds: float) -> None:
         if not relay.left_out:
             relay.thread.join(max(0.0, deadline - time.monotonic()))
             if relay.thread.is_alive():
-                relay.leave_out(f"it was not done within {seconds:.0f} s")
+                relay.leave_out(f"it was not done within {seconds:.0f} s", "its record may lack the end")

@@ -22,6 +22,7 @@ def test_a_temperature_by_hand():
     blank = np.array([[np.nan, np.nan]])
     assert calibration.fit_temperature(np.concatenate([logits, blank]), np.append(labels, 1))[0] == temperature
     assert np.isnan(calibration.fit_temperature(logits[:3], labels[:3])[0])  # of one kind
+    assert calibration.fit_temperature(1e4 * (np.eye(2) - 0.5), np.arange(2))[0] == 1  # any would do
 
 
 def test_the_temperature_of_known_logits_is_found():
@@ -98,6 +99,13 @@ def test_scores_are_of_probes_that_never_saw_the_patient(multi):
     logits, folds = calibration.out_of_fold(Memory(), rows, data, arguments(), selected)
     assert folds == 5 and not any(met) and len(met) == 60 * (2 if multi else 1)  # two findings have both kinds
     assert np.isfinite(logits[:, :2]).all()
+
+
+def test_a_single_kind_of_case_has_no_temperature():
+    rows, data = draw(3, False, 40)
+    same = dataclasses.replace(data, labels=np.zeros(40, dtype=np.int64))
+    fitted, said = calibrated("sgd", False, rows, same, "--epochs", "1")
+    assert fitted.temperature is None and said["temperature"] is None and "two kinds" in said["why"]
 
 
 def test_without_folds_there_is_no_temperature():

@@ -56,15 +56,15 @@ def test_predictions_are_the_probes_own(probed, tmp_path, scripts):
     more.mkdir()
     (more / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     Image.fromarray(np.asarray(picture(90)) // 3 + 90).save(more / "good.png")
-    pd.DataFrame({"image": paths[:2]}).to_csv(tmp_path / "table.csv", index=False)
+    pd.DataFrame({"picture of": paths[:2]}).to_csv(tmp_path / "table.csv", index=False)
     (tmp_path / "checkpoint.pt").rename(tmp_path / "moved.pt")
     sources = [more, tmp_path / "table.csv", scan]
     code, _, errors = predict(*sources, "--out", tmp_path / "all.csv")
     assert code == 2 and "checkpoint.pt: the checkpoint that" in errors and "--weights" in errors
     moved = ("--weights", tmp_path / "moved.pt", "--out", tmp_path / "all.csv")
-    code, _, errors = predict(*sources, *moved)
+    code, _, errors = predict(*sources, *moved, "--image-column", "picture of")
     assert code == 2 and "broken.png" in errors and len(errors.splitlines()) == 1
-    code, _, errors = predict(*sources, *moved, "--skip-broken")
+    code, _, errors = predict(*sources, *moved, "--skip-broken", "--image-column", "picture of")
     assert code == 0, errors
     found = read(tmp_path / "all.csv")
     assert [name.rpartition("/")[2] for name in found["image"]] == [
@@ -75,6 +75,7 @@ def test_predictions_are_the_probes_own(probed, tmp_path, scripts):
         "scan.dcm",
     ]
     assert "broken.png" in found["error"][0] and found["error"][1:].isna().all()
+    assert "--skip-broken" not in found["error"][0]
     assert found.loc[0, ["predicted", *columns]].isna().all() and found.loc[1:, columns].notna().all(axis=None)
     results = json.loads((run / "results.json").read_text())
     odds = np.log(table["p_bright"][:2] / table["p_dark"][:2]) / results["calibration"]["temperature"]

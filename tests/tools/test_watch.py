@@ -43,6 +43,9 @@ def test_what_is_said_of_a_run(folder, tmp_path):
     assert read_state(folder)["step"] == 7 and len(read_state(folder)["by_step"]["loss"]) == 6
     json.dumps(found, allow_nan=False)
 
+    say(folder, "FAILED", "the last checkpoint cannot be written")
+    assert read_state(folder)["state"] == "failed"  # though all epochs are done
+    (folder / "warnings.txt").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["args"]["epochs"] = 4
     (folder / "config.json").write_text(json.dumps(config))
@@ -64,8 +67,12 @@ def test_what_is_said_of_a_run(folder, tmp_path):
     found = read_state(folder)
     assert found["state"] == "failed" and found["owner"]["lives"] is False
     assert read_state(tmp_path / "later")["state"] == "waiting"
-    (folder / "config.json").write_text('{"args": ')
-    assert read_state(folder)["state"] == "waiting"
+    for contents in ('{"args": ', '{"args": []}', '{"args": {"epochs": "2"}}', "[" * 100_000):  # half written, no run's
+        (folder / "config.json").write_text(contents)
+        assert read_state(folder)["state"] == "waiting"
+    with open(folder / "steps.txt", "ab") as file:  # damaged by the disk
+        file.write(b'\xff\xfe\n{"epoch": 2, "step": -1}\n{"epoch": 2, "step": 9, "x": 1' + b"0" * 400 + b"}\n")
+    assert read_state(folder)["step"] == 9
 
 
 def test_long_curves_are_thinned_to_means():

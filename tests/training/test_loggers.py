@@ -181,7 +181,16 @@ def test_a_logger_that_hangs_does_not_keep_the_process(tmp_path, scripts):
     path.write_text(HANGING)
     code, printed, errors = scripts.run(path)
     assert code == 2 and errors == "hanging.py: error: and its exit code is kept\n"
-    assert "hangs: it was not done within 0 s; it is left out" in printed and "[1, 2] True False" in printed
+    assert "[1, 2] True False" in printed and "hangs: it was not done within 0 s; its record may lack" in printed
+
+
+def test_one_that_would_exit_is_left_out(caplog):
+    one, hold = relay.Relay("exits", list), threading.Event()
+    one.start()
+    one.send(lambda _: hold.wait() and sys.exit())
+    threading.Timer(0.2, hold.set).start()
+    one.drain(HANG)  # ends with what it waits for
+    assert one.left_out and "exits: SystemExit: " in caplog.text
 
 
 def test_one_that_lets_calls_wait_is_left_out(monkeypatch, caplog):

@@ -60,6 +60,8 @@ def read_training(folder: Path) -> dict:
 def read_json(path: Path) -> dict:
     try:
         contents = json.loads(utils.read_text(path))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path}: damaged JSON ({error}): run it again") from None
     if not isinstance(contents, dict):

@@ -5,6 +5,7 @@ The run itself is not asked. A file may be missing, or be written just now: what
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -18,6 +19,7 @@ from utils import InputError
 
 POINTS = 400  # of a curve over steps; longer ones are shown as means of neighbours
 WARNINGS = 20
+TAIL = 65536  # bytes of warnings.txt that are read
 RECENT = 20  # lines of steps.txt, by which the time left is estimated
 ENDS = {"INTERRUPTED": "interrupted", "FAILED": "failed"}  # what Record writes, in place of a level
 NOT_CURVES = ("epoch", "step", "time", "seconds", "val_pairs")
@@ -48,7 +50,7 @@ def read_state(folder: Path) -> dict:
     }  # fmt: skip
     found["state"] = state_of(bool(config), owner, total is not None and len(epochs) >= total_epochs, warnings, started)
     if found["state"] == "running":
-        rate = seconds_a_step([line for line in steps[-RECENT:] if line.get("time", 0) >= started])
+        rate = seconds_a_step([line for line in steps[-RECENT:] if since(line, started)])
         found["rate"] = config["global_batch"] / rate if rate and config.get("global_batch") else None
         found["left"] = rate * (total - done) if rate and total else None
     return without_nan(found)
@@ -59,24 +61,28 @@ def state_of(begun: bool, owner: dict, finished: bool, warnings: list[dict], sta
         return "running" if begun else "starting"
     if not begun:
         return "waiting"
-    if finished:
-        return "finished"
     last = [line["level"] for line in warnings if line["at"] >= started and line["level"] in ENDS]
-    return ENDS[last[-1]] if last else "gone"
+    if last:  # first: the last checkpoint of a run that has done all its epochs may have failed
+        return ENDS[last[-1]]
+    return "finished" if finished else "gone"
 
 
 def read_config(folder: Path) -> dict:
+    """config.json of a run of main.py; {} if there is none, or it is of something else."""
     try:
         found = json.loads(utils.read_text(folder / "config.json"))
-    except (InputError, ValueError):
+        return found if isinstance(found["args"]["epochs"], int) else {}
+    except (InputError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def numbered(path: Path) -> list[dict]:
+    def counts(value) -> bool:
+        return isinstance(value, int) and value >= 0
+
     try:
-        return [line for line in read_lines(path) if all(isinstance(line.get(one), int) for one in ("epoch", "step"))]
-    except InputError:  # it has gone, or its last line ends within a letter
+        return [line for line in read_lines(path) if counts(line.get("epoch")) and counts(line.get("step"))]
+    except InputError:  # it cannot be read
         return []
 
 
@@ -94,9 +100,11 @@ def read_owner(folder: Path, now: float) -> dict:
 
 
 def read_warnings(path: Path) -> list[dict]:
-    """The lines of warnings.txt that are whole: `at` (seconds since 1970), `level`, `text`."""
+    """The last lines of warnings.txt, those that are whole: `at` (seconds since 1970), `level`, `text`."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
     parts = [line.split(" ", 2) for line in lines]
@@ -116,6 +124,11 @@ def newest(*paths: Path) -> float | None:
     return max((path.stat().st_mtime for path in paths if path.exists()), default=None)
 
 
+def since(line: dict, started: float) -> bool:
+    """Whether a line of steps.txt is of the process that was `started` then."""
+    return isinstance(line.get("time"), int | float) and line["time"] >= started
+
+
 def seconds_a_step(lines: list[dict]) -> float | None:
     """By the times of the last lines, evaluations included."""
     if len(lines) < 2 or lines[-1]["step"] <= lines[0]["step"]:
@@ -128,7 +141,7 @@ def curves(lines: list[dict], place: Callable[[dict], int], most: int | None) ->
     found = {}
     for line in lines:
         for name, value in line.items():
-            number = isinstance(value, int | float) and math.isfinite(value)
+            number = isinstance(value, int | float) and abs(value) < 1e300  # neither nan nor inf
             if number and name not in NOT_CURVES:
                 found.setdefault(name, []).append([place(line), value])
     return {name: thinned(points, most) if most else points for name, points in found.items()}
