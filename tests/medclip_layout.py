@@ -29,8 +29,8 @@ def made_up(name: str, shape, seed: int) -> np.ndarray:
 
 
 def shallow_text(monkeypatch) -> None:
-    """Let models of MedCLIP's layout have one layer in their text tower, as `medclip_state(kind, layers=1)` has."""
-    config = BertConfig(vocab_size=28996, num_hidden_layers=1)
+    """Let models of MedCLIP's layout have two layers in their text tower, as `medclip_state(kind, layers=2)` has."""
+    config = BertConfig(vocab_size=28996, num_hidden_layers=2)
     monkeypatch.setitem(text.BERT_CONFIGS, BIO_CLINICAL_BERT, config)
 
 
