@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score, roc_curve
 
 RESAMPLES = 2000
 BINS = 15  # of the calibration error, equal in width
@@ -23,6 +22,9 @@ def classification_report(labels: np.ndarray, probabilities: np.ndarray, classes
     """
     if labels.ndim == 2:
         return findings_report(labels, probabilities, classes)
+    # Here, not above: it brings SciPy's statistics, which take two seconds, and a training needs neither.
+    from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score, roc_curve
+
     predicted = probabilities.argmax(axis=1)
     numbers = np.arange(len(classes))
     precision, recall, f1, n = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)

@@ -9,6 +9,7 @@ threads of a process group can abort it there.
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import resource
@@ -107,6 +108,13 @@ class Scripts:
         return run.wait(), run.out.read_text(), run.err.read_text()
 
 
+def import_before(script: Path) -> None:
+    """Import a script of tools/ as a module, with all that it imports: once, for all the times that it is run."""
+    if script.parent == REPOSITORY / "tools" and f"tools.{script.stem}" not in sys.modules:
+        importlib.import_module(f"tools.{script.stem}")
+        gc.freeze()
+
+
 def serve() -> dict | None:
     """Answer requests until there are no more; in a process forked for a script, return its request."""
     for line in sys.stdin:
@@ -117,6 +125,7 @@ def serve() -> dict | None:
         else:
             for name in ("out", "err"):
                 Path(request[name]).touch()
+            import_before(Path(request["words"][0]))
             answer = os.fork()
             if answer == 0:
                 return request
@@ -163,17 +172,13 @@ if __name__ == "__main__":
     import data.dicom
     import data.shards
     import data.tables  # noqa: F401
-    import tools.doctor
-    import tools.plots
-    import tools.search  # noqa: F401
+    import tools.plots  # noqa: F401
     import towers.swin
     import towers.text
     import towers.timm_encoders  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import run_with_submitit  # noqa: F401
-    with contextlib.suppress(ImportError):
-        import faiss  # noqa: F401
 
     gc.freeze()
     request = serve()

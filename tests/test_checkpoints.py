@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 import torch
-from medclip_layout import medclip_state
+from medclip_layout import medclip_state, shallow_text
 from safetensors.torch import save_file
 
 import checkpoints
@@ -66,8 +66,9 @@ def test_slip_layout(tmp_path, prefix):
     assert model.logit_scale.item() == pytest.approx(2.6593, abs=1e-4)  # log(1 / 0.07), not the file's
 
 
-def test_first_medslip_layout(tmp_path):
-    medclip = medclip_state("resnet")
+def test_first_medslip_layout(tmp_path, monkeypatch):
+    shallow_text(monkeypatch)
+    medclip = medclip_state("resnet", layers=2)
     model = models.create_model("medclip_resnet", "slip", ssl_mlp_dim=16, ssl_emb_dim=8)
     names = {"0": "layer1", "1": "bn1", "3": "layer2", "4": "bn2", "6": "layer3"}
     head = small().ssl_head
@@ -88,9 +89,10 @@ def test_first_medslip_layout(tmp_path):
     assert same(encoder, model)
 
 
-def test_medclip_zip_and_old_names(tmp_path):
+def test_medclip_zip_and_old_names(tmp_path, monkeypatch):
     """The published zip, read without unpacking it: a member that climbs out of the folder is never written."""
-    state = medclip_state("vit")
+    shallow_text(monkeypatch)
+    state = medclip_state("vit", layers=2)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with zipfile.ZipFile(tmp_path / "medclip-vit-pretrained.zip", "w") as archive:
@@ -121,7 +123,7 @@ def test_safetensors_of_any_layout(tmp_path):
     source = small()
     save_file(packed(source), tmp_path / "own.safetensors")
     assert same(load(small(), tmp_path / "own.safetensors"), source)
-    medclip = medclip_state("resnet")
+    medclip = medclip_state("resnet", layers=2)
     save_file({key: value.contiguous() for key, value in medclip.items()}, tmp_path / "model.safetensors")
     model = models.create_model("medclip_resnet", None, str(tmp_path))  # the folder that holds it
     assert torch.equal(model.image_projection.weight, medclip["vision_model.model.fc.weight"])

@@ -17,9 +17,9 @@ PAGE = (REPOSITORY / "docs" / "EXTENDING.md").read_text()
 SECTIONS = {text.splitlines()[0]: text for text in PAGE.split("\n## ")[1:]}
 PARTS = ("*.py", "data", "towers", "training", "evaluation", "tools", "dataset_catalog.json", "tests/scripts.py")
 SMALL = {  # for what a command leaves open
-    "main.py": "--arch resnet10t --pretrained none --text-model tiny --image-size 64 --epochs 1 --batch-size 8 "
-    "--workers 0 --device cpu --cache none --amp off",
-    "main_linear.py": "--image-size 64 --workers 0 --device cpu --amp off",
+    "main.py": "--arch test_efficientnet --pretrained none --text-model tiny --image-size 32 --epochs 1 --batch-size 8 "
+    "--ssl-mlp-dim 16 --ssl-emb-dim 8 --workers 0 --device cpu --cache none --amp off",
+    "main_linear.py": "--image-size 32 --workers 0 --device cpu --amp off",
     "tools/export.py": "",
 }
 
@@ -124,7 +124,7 @@ def test_a_source_of_encoders(project):
 def test_an_export_format(project):
     state = torch.load(project / "runs" / "siglip" / "checkpoint_best.pt", weights_only=True)["model"]
     with safe_open(project / "exported" / "siglip" / "image_tower.safetensors", "pt") as file:
-        assert file.metadata() == {"arch": "resnet10t", "image_size": "64", "normalize": "imagenet"}
+        assert file.metadata() == {"arch": "test_efficientnet", "image_size": "32", "normalize": "imagenet"}
         names = set(file.keys())
         assert names == {key for key in state if key.startswith("image_")}
         assert all(torch.equal(file.get_tensor(key), state[key]) for key in names)

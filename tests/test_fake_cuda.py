@@ -4,6 +4,8 @@ Operands on two devices are an error there as on a GPU, and of two types with `W
 device: `reach` stands in for it. What numbers decide is not seen here: `make gpu` runs the same code on a GPU.
 """
 
+import functools
+import itertools
 from types import SimpleNamespace
 
 import options  # noqa: F401  (before torch)
@@ -12,6 +14,7 @@ import torch
 from conftest import picture
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import SwinConfig
 
 from data import augment
 from evaluation import features
@@ -26,6 +29,7 @@ import utils
 from data import views
 from data.batches import model_inputs
 from data.images import as_picture
+from towers import swin
 from training.update import Update
 from training.verdicts import Verdicts
 
@@ -112,8 +116,10 @@ def batches():
 
 @pytest.fixture(scope="module")
 def shapes():
-    """The models without memory: `to` does not take fake parameters."""
-    with torch.device("meta"):
+    """The models without memory: `to` does not take fake parameters. Swin has few blocks, plain and shifted ones."""
+    shallow = functools.partial(SwinConfig, depths=[2, 1, 1, 1])
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swin, "SwinConfig", shallow)
         return {
             arch: models.create_model(arch, "slip", "none", "tiny", "masked", 300, 32, 16, size)
             for arch, size in ARCHS.items()
@@ -161,9 +167,15 @@ def test_views_are_made_on_the_device(mode, batches):
     assert {x.dtype for name in ("input_ids", "attention_mask") for x in inputs[name]} == {torch.int64}
 
 
-@pytest.mark.parametrize("half", HALVES, ids=str)
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("freq", [1, 2], ids=["plain", "cached"])
+@pytest.mark.parametrize(
+    ("arch", "half", "freq"),
+    [
+        # Each type and each way with the smallest, and with the larger ones each type and each way once.
+        *itertools.product(["test_vit"], HALVES, [1, 2]),
+        ("medclip_vit", torch.bfloat16, 2), ("medclip_vit", torch.float16, 1),
+        ("medclip_resnet", torch.bfloat16, 1), ("medclip_resnet", torch.float16, 2),
+    ],
+)  # fmt: skip
 def test_a_step(mode, batches, towers, arch, half, freq):
     """Views, forward, losses, the gradient cache's passes, clipping, the update, and the numbers on their way."""
     model, given = towers[arch], [fake(mode, one) for one in batches[ARCHS[arch], views.TrainViews][:freq]]

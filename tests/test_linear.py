@@ -1,5 +1,6 @@
 """main_linear.py: its files, its numbers against scikit-learn, its choice of hyperparameters, and bad input."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
+from transformers import SwinConfig
 
 import datasets
 import main_linear
@@ -15,6 +17,7 @@ import models
 import options
 from conftest import run_cli
 from evaluation import audit, features, metrics
+from towers import swin
 
 SMALL = ("--arch", "resnet10t", "--pretrained", "none", "--image-size", "32", "--device", "cpu", "--workers", "0")
 
@@ -124,8 +127,10 @@ def test_bad_input(folders, tmp_path, capsys, monkeypatch, more, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, capsys):
-    """The published recipe at 384 pixels with MedCLIP's Swin: what was kept equals encoding the flipped files anew."""
+def test_flipped_features_are_those_of_flipped_images(folders, tmp_path, monkeypatch):
+    """The published recipe at 384 pixels with a narrow Swin: what was kept equals encoding the flipped files anew."""
+    narrow = functools.partial(SwinConfig, embed_dim=24, depths=[1] * 4, num_heads=[1, 1, 2, 2])
+    monkeypatch.setattr(swin, "SwinConfig", narrow)
     model = models.create_model("medclip_vit", None, image_size=384).requires_grad_(False).eval()
     args = options.parse(
         options.linear_parser(), ["--probe", "medslip", "--amp", "off", "-b", "2", "--image-size", "384", "-j", "0"]
@@ -173,7 +178,7 @@ def test_zero_shot(roco, folders, tmp_path, capsys):
     import main
 
     words = ["--root", roco, "--text-model", "tiny", "--ssl-mlp-dim", "8", "--batch-size", "8", "--epochs", "1"]
-    words += ["--output-dir", tmp_path / "run", "--cache", "none", *SMALL]
+    words += ["--output-dir", tmp_path / "run", "--cache", "none", *SMALL, "--arch", "test_efficientnet"]
     code, _, errors = run_cli(capsys, main.main, options.train_parser, *words)
     assert code == 0, errors
     shown = ["--output-dir", tmp_path / "out", "--catalog", folders, "--dataset", "imagenet", "--probe", "zeroshot"]

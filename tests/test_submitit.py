@@ -22,15 +22,15 @@ def run(scripts, tmp_path):
 def test_slips_own_linear_command(run, folders, tmp_path):
     """The command of SLIP's README, with a checkpoint as SLIP saves it (a small arch here) and a two-class folder."""
     torch.manual_seed(0)
-    tower = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    tower = timm.create_model("test_vit", num_classes=0, img_size=224)
     state = {f"module.visual.{key}": value for key, value in tower.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 25}, tmp_path / "checkpoint.pt")
-    words = ("--arch", "vit_tiny_patch16_224", "--dataset", "imagenet", "--pretrained", tmp_path / "checkpoint.pt")
+    words = ("--arch", "test_vit", "--dataset", "imagenet", "--pretrained", tmp_path / "checkpoint.pt")
     code, printed, errors = run("run_with_submitit_linear.py", *words, "--catalog", folders, "--workers", "1")
     assert code == 0, errors + printed
     (results,) = tmp_path.glob("jobs/*/results.json")
     assert results.parent.name.isdigit() and json.loads(results.read_text())["n_test"] == 12
-    assert "| vit_tiny_patch16_224 (checkpoint.pt) |" in printed
+    assert "| test_vit (checkpoint.pt) |" in printed
 
 
 def tasks(folder) -> list[int]:

@@ -16,9 +16,9 @@ from conftest import picture, run_cli
 
 SMALL = "--arch resnet10t --pretrained none --image-size 32 --device cpu --workers 0 --batch-size 8".split()
 TRAIN = (
-    *SMALL,
-    *"--text-model tiny --ssl-mlp-dim 16 --ssl-emb-dim 8 --disable-amp --cache none --epochs 1 --lr 1e-3".split(),
-)
+    *SMALL, *"--arch test_efficientnet --text-model tiny --ssl-mlp-dim 16 --ssl-emb-dim 8".split(),
+    *"--disable-amp --cache none --epochs 1 --lr 1e-3".split(),
+)  # fmt: skip
 
 
 def weights(out):

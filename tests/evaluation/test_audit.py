@@ -83,9 +83,9 @@ def test_disjoint_retrieval_is_logged(roco_with_articles, tmp_path, capsys):
     import options
     from conftest import run_cli
 
-    small = "--arch resnet10t --text-model tiny --pretrained none --image-size 32 --ssl-mlp-dim 8 --batch-size 8"
+    small = "--arch test_efficientnet --text-model tiny --pretrained none --image-size 32 --ssl-mlp-dim 8"
     words = ["--root", roco_with_articles, "--output-dir", tmp_path / "out", "--workers", 0, *small.split()]
-    words += ["--cache", "none", "--epochs", "1", "--device", "cpu"]
+    words += ["--batch-size", "8", "--cache", "none", "--epochs", "1", "--device", "cpu"]
     code, printed, errors = run_cli(capsys, main.main, options.train_parser, *words)
     assert code == 0, errors
     assert "2 of 4 validation articles (50.0%) have training images too; 4 of 8 pairs are of other articles" in printed

@@ -198,8 +198,8 @@ def test_zero_shot_sets_a_findings_prompts_against_those_of_its_absence(roco, tm
     import main
 
     words = ["--root", roco, "--text-model", "tiny", "--objective", "clip", "--batch-size", "8", "--epochs", "1"]
-    words += ["--arch", "resnet10t", "--pretrained", "none", "--image-size", "32", "--workers", "0", "--cache", "none"]
-    words += ["--output-dir", tmp_path / "run", "--device", "cpu"]
+    words += ["--arch", "test_efficientnet", "--pretrained", "none", "--image-size", "32", "--workers", "0"]
+    words += ["--output-dir", tmp_path / "run", "--device", "cpu", "--cache", "none", "--ssl-mlp-dim", "16"]
     code, _, errors = run_cli(capsys, main.main, options.train_parser, *words)
     assert code == 0, errors
     args = arguments("--probe", "zeroshot", "--pretrained", str(tmp_path / "run" / "checkpoint.pt"))

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from medclip_layout import FIXTURES, medclip_state
+from medclip_layout import FIXTURES, medclip_state, shallow_text
 
 import distributed
 import models
@@ -32,16 +32,18 @@ def test_medclips_own_keys(kind, arch):
     assert {name: [list(x.shape), str(x.dtype)[6:]] for name, x in found.items()} == layout
 
 
-def test_what_was_medclips_becomes_it_again(tmp_path, scripts):
-    published = medclip_state("vit")
+def test_what_was_medclips_becomes_it_again(tmp_path, capsys, monkeypatch):
+    """Two layers of the text tower are enough: all twelve have their names in `test_medclips_own_keys`."""
+    shallow_text(monkeypatch)
+    published = medclip_state("vit", layers=2)
     torch.save(published, tmp_path / "pytorch_model.bin")
     model = models.create_model("medclip_vit", "slip", str(tmp_path), ssl_mlp_dim=16, ssl_emb_dim=8)
     (tmp_path / "run").mkdir()
     checkpoint(tmp_path / "run" / "checkpoint.pt", model, arch="medclip_vit")
-    code, printed, errors = scripts.run(
-        "tools/export.py", tmp_path / "run", "--to", "medclip", "--out", tmp_path / "out"
-    )
-    assert code == 0, errors
+    out = str(tmp_path / "out")
+    args = Namespace(run=str(tmp_path / "run"), to="medclip", out=out, images=None, probes=[], push=None)
+    distributed.run_script(export.main, args)
+    printed = "".join(capsys.readouterr())
     assert "counts its padding" in printed and "largest difference: image 0, text 0" in printed
     found = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [

@@ -22,7 +22,7 @@ TRAIN = "--text-model tiny --pretrained none --image-size 32 --device cpu --disa
 
 
 def train(scripts, root, out, *words):
-    small = ("--arch", "resnet10t", "--batch-size", 8, "--ssl-mlp-dim", 16, "--ssl-emb-dim", 8)
+    small = ("--arch", "test_efficientnet", "--batch-size", 8, "--ssl-mlp-dim", 16, "--ssl-emb-dim", 8)
     code, _, errors = scripts.run("main.py", "--root", root, "--output-dir", out, *small, *TRAIN, *words)
     assert code == 0, errors
 

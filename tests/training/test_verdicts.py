@@ -2,36 +2,46 @@
 
 import math
 
+import pytest
 import torch
 
 import utils
+from conftest import make_roco
 from data.tokens import from_json
 from datasets import roco_table
-from test_main import log_lines, read_checkpoint, train
+from test_main import command, log_lines, read_checkpoint, train
 from training.verdicts import Verdicts
 
 
-def overflowing(roco, tmp_path, capsys, everywhere: bool):
-    """Weights whose text tower overflows on one caption, or on all -> their path, and the id of the caption."""
-    first = tmp_path / "first"
-    assert train(capsys, roco, first, "--epochs", 1)[0] == 0
-    contents = read_checkpoint(first / "checkpoint.pt")
+@pytest.fixture(scope="module")
+def trained(script_server, tmp_path_factory):
+    """The checkpoint of a run, and the captions that it was trained on."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = make_roco(folder / "roco")
+    code, _, errors = script_server.run(*command(root, folder / "run", "--epochs", "1")[1:])
+    assert code == 0, errors
+    return read_checkpoint(folder / "run" / "checkpoint.pt"), roco_table(root)
+
+
+def overflowing(trained, path, everywhere: bool):
+    """Save weights whose text tower overflows on one caption, or on all -> their path, and the id of the caption."""
+    contents, table = trained
     tokenizer = from_json(contents["tokenizer"])
-    table = roco_table(roco)
     tokens = [set(tokenizer(caption)["input_ids"]) for caption in table["caption"]]
     counts = {one: sum(one in row for row in tokens) for row in tokens for one in row}
     special = set(tokenizer.all_special_ids)
     token = next(
         one for one, n in sorted(counts.items()) if n == (len(tokens) if everywhere else 1) and one not in special
     )
-    contents["model"]["text_encoder.embeddings.word_embeddings.weight"][token] = 3e38
-    path = tmp_path / "huge.pt"
-    torch.save({"model": contents["model"], "tokenizer": contents["tokenizer"]}, path)
+    name = "text_encoder.embeddings.word_embeddings.weight"
+    weight = contents["model"][name].clone()
+    weight[token] = 3e38
+    torch.save({"model": {**contents["model"], name: weight}, "tokenizer": contents["tokenizer"]}, path)
     return path, next(key for key, row in zip(table["id"], tokens, strict=True) if token in row)
 
 
-def test_a_run_stops_and_says_where(roco, tmp_path, capsys):
-    path, guilty = overflowing(roco, tmp_path, capsys, everywhere=False)
+def test_a_run_stops_and_says_where(trained, roco, tmp_path, capsys):
+    path, guilty = overflowing(trained, tmp_path / "huge.pt", everywhere=False)
     out = tmp_path / "out"
     code, _, errors = train(capsys, roco, out, "--epochs", 2, "--pretrained", path, "--lr", "1e-3")
     assert code == 2 and len(errors.strip().splitlines()) == 1
@@ -44,8 +54,8 @@ def test_a_run_stops_and_says_where(roco, tmp_path, capsys):
     assert not (out / "checkpoint.pt").exists()
 
 
-def test_a_step_is_left_out_and_counted(roco, tmp_path, capsys):
-    path, guilty = overflowing(roco, tmp_path, capsys, everywhere=False)
+def test_a_step_is_left_out_and_counted(trained, roco, tmp_path, capsys):
+    path, guilty = overflowing(trained, tmp_path / "huge.pt", everywhere=False)
     out = tmp_path / "out"
     skip = ("--pretrained", path, "--on-nonfinite", "skip", "--eval-freq", 9, "--lr", "1e-3")
     code, printed, errors = train(capsys, roco, out, "--epochs", 1, *skip)
@@ -61,8 +71,8 @@ def test_a_step_is_left_out_and_counted(roco, tmp_path, capsys):
         assert {float(one["step"]) for one in state["optimizer"]["state"].values()} == {2.0}
 
 
-def test_ten_in_a_row_end_the_run(roco, tmp_path, capsys):
-    path, _ = overflowing(roco, tmp_path, capsys, everywhere=True)
+def test_ten_in_a_row_end_the_run(trained, roco, tmp_path, capsys):
+    path, _ = overflowing(trained, tmp_path / "huge.pt", everywhere=True)
     skip = ("--pretrained", path, "--on-nonfinite", "skip", "--eval-freq", 9)
     code, printed, errors = train(capsys, roco, tmp_path / "out", "--epochs", 4, *skip)
     assert code == 2 and "10 steps in a row were left out" in errors and printed.count("was left out") == 9
