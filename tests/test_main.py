@@ -11,7 +11,7 @@ import main
 import options
 from conftest import make_roco, run_cli
 
-# The smallest encoder with batch norms: a step of resnet10t takes six times as long.
+# The smallest encoder with batch norms: a run of resnet10t takes three times the CPU.
 SMALL = (
     *("--arch", "test_efficientnet", "--text-model", "tiny", "--pretrained", "none", "--image-size", "32"),
     *("--device", "cpu", "--batch-size", "8", "--ssl-mlp-dim", "16", "--ssl-emb-dim", "8", "--workers", "0"),
