@@ -136,7 +136,7 @@ def serve() -> dict | None:
 def become(request: dict) -> None:
     """Run the script that was asked for, in this process."""
     os.setsid()
-    weakref.finalize._registry.clear()  # this process must not remove what the server made, as W&B's temporary folder
+    weakref.finalize._registry.clear()  # this process must not remove the server's temporary folders
     for number, path in enumerate((os.devnull, request["out"], request["err"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
     os.environ.clear()
@@ -179,6 +179,10 @@ if __name__ == "__main__":
 
     with contextlib.suppress(ImportError):
         import run_with_submitit  # noqa: F401
+    with contextlib.suppress(ImportError):
+        from wandb.sdk.data_types._private import MEDIA_TMP  # transformers imports wandb, which makes this folder
+
+        atexit.unregister(MEDIA_TMP.cleanup)  # the first script that ended would remove it for all later ones
 
     gc.freeze()
     request = serve()
