@@ -127,7 +127,8 @@ def test_a_cache(disk, tmp_path):
     assert cache.pictures(*arguments)[19].width == 512
 
 
-WRITTEN = ("predictions.csv", "features.pt", "roc.png", "confusion.png", "results.json")  # by a probe, in that order
+# By a probe, in that order.
+WRITTEN = ("predictions.csv", "features.pt", "probe.safetensors", "roc.png", "confusion.png", "results.json")
 
 
 def test_a_probe(folders, disk, capsys, monkeypatch):
@@ -150,7 +151,7 @@ def test_a_probe(folders, disk, capsys, monkeypatch):
     assert code == 2 and one_line(errors, out / "features.pt", "No space left on device")
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["predictions.csv"]
     make_room(disk)
-    for number in (0, 2, 4):
+    for number in (0, 2, 5):
         name = WRITTEN[number]
         shutil.rmtree(out, ignore_errors=True)
         fits = sum(pages(whole / one) for one in WRITTEN[:number])
