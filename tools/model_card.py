@@ -12,8 +12,9 @@ from evaluation import metrics
 from evaluation.exports import EXPORT
 from evaluation.results import percent
 from options import BIO_CLINICAL_BERT, OBJECTIVES
+from tools.phantoms import are_phantoms
 from tools.report_page.runs import read_probe, read_training
-from tools.samples import Samples, are_phantoms
+from tools.samples import Samples
 from utils import InputError
 
 LIBRARIES = {"huggingface": "transformers", "timm": "timm", "open_clip": "open_clip", "onnx": "onnx"}

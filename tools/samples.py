@@ -9,7 +9,7 @@ from PIL import Image
 
 import datasets
 from data.images import SUFFIXES, to_gray_or_rgb
-from tools.phantoms import streams
+from tools.phantoms import are_phantoms, streams
 from tools.phantoms.roco_layout import draw_pair, random_pair
 from utils import InputError, logger
 
@@ -92,12 +92,6 @@ def drawn(with_text: bool) -> Samples:
         images.append(to_gray_or_rgb(Image.open(file)))
         captions.append(spec["caption"])
     return Samples(images, of_all_lengths(captions) if with_text else [], False, "phantoms, drawn for this")
-
-
-def are_phantoms(path: str | None) -> bool:
-    """Whether a data set's folder is one of tools/make_phantoms.py, or was one by its name."""
-    path = Path(path or "")
-    return any((one / "phantoms.json").is_file() for one in (path, path.parent)) or "phantoms" in path.parts
 
 
 def read(encoder, locations) -> list[Image.Image]:

@@ -56,7 +56,7 @@ class Record:
         self.warnings = Relay("warnings.txt", lambda: out / "warnings.txt")
         self.steps, self.loggers = Relay("steps.txt", lambda: Log(out / "steps.txt")), []
         self.handler = Warnings(self.say)
-        self.done, self.mean_std = 0, None  # of the pixels, while the views have not been shown
+        self.done, self.views_wanted = 0, False
         self.waited, self.marks = 0.0, deque()  # seconds waited for batches; (time, `waited`) of steps not yet read
 
     def __enter__(self):
@@ -88,8 +88,7 @@ class Record:
         picture = self.out / "views.png"
         if self.loggers and done:
             self.send_again(picture)
-        if self.loggers and not (done and picture.exists()):
-            self.mean_std = update.mean_std
+        self.views_wanted = bool(self.loggers) and not (done and picture.exists())
 
     def send_again(self, picture: Path) -> None:
         """Send the loggers what the files have."""
@@ -115,7 +114,7 @@ class Record:
         start = time.monotonic()
         batches = list(itertools.islice(micro_batches, self.args.update_freq))
         self.waited += time.monotonic() - start
-        if self.mean_std is not None:
+        if self.views_wanted:
             self.show_views(batches[0])
         return batches
 
@@ -164,9 +163,9 @@ class Record:
 
     def show_views(self, batch: dict) -> None:
         """Draw the views of a batch's first samples as the loss sees them: views.png, a row a sample."""
-        mean_std, self.mean_std = self.mean_std, None
+        self.views_wanted = False
         try:
-            pixels = views_picture(batch, *mean_std)
+            pixels = views_picture(batch)
             with utils.atomic_file(self.out / "views.png") as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG")
         except Exception as error:  # a picture is no reason to end a run
@@ -197,8 +196,9 @@ def scalars_of(line: dict) -> tuple[int, dict[str, float], float]:
     return line["step"], values, line["time"] if of_step else time.time()
 
 
-def views_picture(batch: dict, mean, std) -> np.ndarray:
-    """The views of a batch's first SHOWN samples (data/views.pack), (rows * S, V * S, 3) uint8; made on the CPU."""
+def views_picture(batch: dict) -> np.ndarray:
+    """The views of a batch's first SHOWN samples (data/views.pack), (rows * S, V * S, 3) uint8; made on the CPU, before
+    they are normalised."""
     rows = batch["order"][:SHOWN]  # places in torch.cat([gray, colour])
     gray = len(batch["gray"])
     first = {
@@ -207,7 +207,6 @@ def views_picture(batch: dict, mean, std) -> np.ndarray:
         "order": torch.cat([(rows < gray).nonzero()[:, 0], (rows >= gray).nonzero()[:, 0]]).argsort(),
         "params": batch["params"][:SHOWN],
     }
-    made = torch.stack(make_views(first, mean, std, torch.device("cpu")), dim=1)  # (n, V, 3, S, S)
-    mean, std = (torch.tensor(values, dtype=made.dtype)[:, None, None] for values in (mean, std))
-    pixels = ((made * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    made = torch.stack(make_views(first, (0.0,) * 3, (1.0,) * 3, torch.device("cpu")), dim=1)  # (n, V, 3, S, S)
+    pixels = (made.clamp(0, 1) * 255).round().to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())

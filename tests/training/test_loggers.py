@@ -210,7 +210,7 @@ def test_views_are_shown_as_the_loss_sees_them():
     pictures = [as_picture(picture(number, colour=number % 3 == 1)) for number in range(10)]
     batch = views.TrainViews(pictures, None, "simclr", 32, 0).__getitems__([(0, i) for i in range(10)])
     made = augment.make_views(batch, (0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
-    shown = record.views_picture(batch, (0.5,) * 3, (0.25,) * 3)
+    shown = record.views_picture(batch)
     assert shown.shape == (8 * 32, 2 * 32, 3)
     for row in range(8):
         for column in range(2):

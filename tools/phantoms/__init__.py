@@ -8,6 +8,6 @@ of the grey levels), size, texture and grain are drawn apart from it, and the su
 extent, not its class.
 """
 
-from tools.phantoms.tree import make_phantoms
+from tools.phantoms.tree import are_phantoms, make_phantoms
 
-__all__ = ["make_phantoms"]
+__all__ = ["are_phantoms", "make_phantoms"]

@@ -16,6 +16,7 @@ from tools.phantoms.cbis_layout import plan_cbis, write_dicom_info
 from tools.phantoms.roco_layout import plan_roco
 
 VERSION = 1  # part of the settings: raise it when the drawing changes, so that an old folder is not taken for a new one
+MARKER = "phantoms.json"  # in the folder: the settings
 README = """These are phantoms: pictures drawn by tools/make_phantoms.py, not radiographs of patients.
 
 The folders are laid out as ROCO (roco/) and CBIS-DDSM on Kaggle (cbis/), so that the pipeline can run without medical
@@ -35,7 +36,7 @@ def make_phantoms(out, seed=0, pairs=1600, validation_pairs=200, calc=(360, 240)
     settings = {"version": VERSION, "seed": seed, "pairs": pairs, "validation_pairs": validation_pairs}
     settings |= {"calc": list(calc), "mass": list(mass)}
     if out.exists():
-        marker = out / "phantoms.json"
+        marker = out / MARKER
         if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == settings:
             return False
         raise FileExistsError(f"{out} exists and was not made with these settings")
@@ -55,13 +56,19 @@ def make_phantoms(out, seed=0, pairs=1600, validation_pairs=200, calc=(360, 240)
             done = [draw_job(job) for job in jobs]
         write_dicom_info(temporary / "cbis", headers, [row for rows in done if rows for row in rows], seed)
         (temporary / "README.txt").write_text(README, encoding="utf-8")
-        (temporary / "phantoms.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (temporary / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp's folders are private
         temporary.rename(out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return True
+
+
+def are_phantoms(root: str | None) -> bool:
+    """Whether a data set's folder is one of `make_phantoms`, or by its name was one; False for None."""
+    path = Path(root or "")
+    return root is not None and ("phantom" in root or any((one / MARKER).is_file() for one in (path, path.parent)))
 
 
 def draw_job(job):

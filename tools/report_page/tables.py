@@ -7,6 +7,8 @@ text, or (value, low, high), low and high None where there is no interval. A dif
 import csv
 import io
 
+from tools.phantoms import are_phantoms
+
 # The columns of the published tables and the further ones, each with the metric that it shows.
 PUBLISHED = (
     ("AUROC", "auroc"),
@@ -83,7 +85,7 @@ def published_row(row: dict) -> tuple[str, list]:
 
 
 def note_on_rows(ours: list[dict], theirs) -> str:
-    made_up = any("phantom" in str(one["run"]["args"].get("root")) for one in ours)
+    made_up = any(are_phantoms(one["run"]["args"].get("root")) for one in ours)
     note = f"Percent, with 95% intervals over the test split's patients ({ours[0]['n_test']} test cases)."
     if made_up:
         note += " Ours are of phantoms: drawn by a program, they say nothing about patients."
