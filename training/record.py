@@ -1,6 +1,6 @@
 """What a run tells while it lives: steps.txt, warnings.txt, and the loggers that were asked for; on rank 0 alone.
 
-Nothing here waits for the device, a disk or a server: a step's numbers are those that Verdicts has read, and all that
+No step waits here for the device, a disk or a server: a step's numbers are those that Verdicts has read, and all that
 is written is written by threads (Relay).
 """
 
@@ -27,6 +27,7 @@ from training.verdicts import Found
 from utils import EXIT_INTERRUPTED, Interrupted, logger
 
 SHOWN = 8  # samples whose views are shown
+OPENING = 20.0  # seconds that a run waits for each logger to be made
 DRAIN = 5.0  # seconds that a save waits for the lines of the steps before it
 CLOSING, LEAVING = 60.0, 10.0  # seconds that loggers have to send what waits, at a run's end and at any other exit
 STAMP = "%Y-%m-%dT%H:%M:%S%z"
@@ -85,6 +86,10 @@ class Record:
             if getattr(self.args, name):
                 self.loggers.append(Relay(f"--{name}", lambda make=make: make(self.out, self.args, done > 0)))
                 self.loggers[-1].start()
+        # W&B starts processes, and a loader's worker that is forked at that moment inherits the pipe by which it learns
+        # that one has started: it would wait until the worker ends. So the workers are forked afterwards.
+        for one in self.loggers:
+            one.drain(OPENING)
         picture = self.out / "views.png"
         if self.loggers and done:
             self.send_again(picture)

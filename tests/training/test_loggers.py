@@ -2,9 +2,11 @@
 
 import json
 import signal
-import sys
 import struct
+import subprocess
+import sys
 import threading
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from data import augment, views
 from data.images import as_picture
 from scripts import HANG
 from test_main import command, log_lines, read_checkpoint, train
+import options
 from training import loggers, record, relay
 
 TINY = ("--arch", "test_efficientnet", "--epochs", "2", "--batch-size", "4", "--save-every", "4", "--lr", "1e-3")
@@ -204,6 +207,25 @@ def test_one_that_lets_calls_wait_is_left_out(monkeypatch, caplog):
     hold.set()
     one.thread.join()
     assert len(made) <= 4
+
+
+def test_loggers_are_made_before_the_workers_are_forked(tmp_path, monkeypatch):
+    """A worker that is forked while a logger starts a process would hold its pipe open."""
+    made = []
+
+    class Slow:
+        def __init__(self, out, args, resumed):
+            made.append(subprocess.run([sys.executable, "-c", "import time; time.sleep(0.3)"]).returncode)
+
+        def close(self, code):
+            pass
+
+    monkeypatch.setattr(record.loggers, "LOGGERS", {"tensorboard": Slow})
+    words = options.parse(options.train_parser(), ["--tensorboard"])
+    update = Namespace(device=torch.device("cpu"), verdicts=Namespace())
+    with record.Record(words, tmp_path) as one:
+        one.begin(update, 8, 0)
+        assert made == [0]
 
 
 def test_views_are_shown_as_the_loss_sees_them():
